@@ -1,0 +1,170 @@
+"""`python -m aioflow serve`: workers and HTTP ingress of some services in one process, until a signal."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+import uvloop
+from aiohttp import web
+
+from aioflow.cli.find import find_services
+from aioflow.cli.logs import set_up_logs
+from aioflow.engine.connect import shown
+from aioflow.errors import AioflowError, ConfigError
+from aioflow.ingress.app import make_app
+from aioflow.runtime import Runtime
+from aioflow.service import Service
+from aioflow.settings import Settings, load_settings
+
+log = logging.getLogger(__name__)
+
+LAST_ANSWERS_SECONDS = 0.5
+"""What requests in flight get to be answered once nothing new is accepted."""
+BACKLOG = 1024
+
+
+def serve(
+    services: Annotated[
+        list[str] | None,
+        typer.Argument(help="module:attribute; default: [tool.aioflow] services", metavar="SERVICE"),
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one")] = None,
+    redis: Annotated[str | None, typer.Option(help="redis://, rediss://, unix://, embedded: or memory:")] = None,
+    data: Annotated[str | None, typer.Option(help="Folder of the embedded server's data")] = None,
+    workers: Annotated[int | None, typer.Option(help="Concurrency of each task, instead of its own")] = None,
+    no_workers: Annotated[bool, typer.Option("--no-workers", help="Only accept jobs")] = False,
+    no_ingress: Annotated[bool, typer.Option("--no-ingress", help="Only run jobs")] = False,
+    grace: Annotated[float | None, typer.Option(help="Seconds that running handlers get when stopping")] = None,
+    pid_file: Annotated[Path | None, typer.Option(help="File to write the process id to")] = None,
+    log_format: Annotated[str | None, typer.Option(help="text or json")] = None,
+) -> None:
+    """Serve services: HTTP ingress and workers in one process, until SIGTERM or Ctrl-C."""
+    try:
+        settings = load_settings(
+            host=host, port=port, redis=redis, data=data, workers=workers, grace=grace, log_format=log_format
+        )
+        set_up_logs(settings.log_format)
+        found = find_services(services or [])
+        if no_workers and no_ingress:
+            raise ConfigError("--no-workers and --no-ingress together leave nothing to do")
+        listener = None if no_ingress else bind(settings)
+        code = uvloop.run(Server(found, settings, listener, workers=not no_workers, pid_file=pid_file).run())
+    except AioflowError as error:
+        end(str(error))
+    sys.exit(code)
+
+
+def end(reason: str) -> NoReturn:
+    """One line and exit code 2."""
+    print(f"aioflow: {reason}", file=sys.stderr)  # noqa: T201 - what the command says
+    sys.exit(2)
+
+
+def bind(settings: Settings) -> socket.socket:
+    """The socket to listen on, not yet listening. Raises ConfigError."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+        except OSError:
+            listener.close()
+            raise
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}") from error
+    return listener
+
+
+class Server:
+    """One process' runtime and ingress, from the start to the exit code."""
+
+    def __init__(
+        self,
+        services: list[Service],
+        settings: Settings,
+        listener: socket.socket | None,
+        *,
+        workers: bool,
+        pid_file: Path | None,
+    ) -> None:
+        self._settings = settings
+        self._listener = listener
+        self._pid_file = pid_file
+        self._runtime = Runtime(services, settings=settings, workers=(settings.workers or True) if workers else False)
+        self._stop = asyncio.Event()
+
+    async def run(self) -> int:
+        """Serve until a signal (0) or until a part of the runtime fails (1)."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            loop.add_signal_handler(number, self._signalled, number)
+        try:
+            async with self._runtime as runtime:
+                ingress = await self._open_ingress()
+                self._write_pid_file()
+                print(self._greeting(), flush=True)  # noqa: T201 - what the command says
+                failed = await self._until_stop(runtime)
+                if ingress is not None:
+                    runtime.stop_waiting()
+                    await ingress.cleanup()
+        finally:
+            if self._listener is not None:
+                self._listener.close()
+            if self._pid_file is not None:
+                self._pid_file.unlink(missing_ok=True)
+        return 1 if failed else 0
+
+    def _signalled(self, number: int) -> None:
+        if self._stop.is_set():
+            log.warning("second signal: ending at once; the leases bring running jobs back")
+            os._exit(1)
+        log.info("%s: stopping, running handlers get %g s", signal.Signals(number).name, self._settings.grace)
+        self._stop.set()
+
+    async def _until_stop(self, runtime: Runtime) -> bool:
+        ends = [asyncio.create_task(event.wait()) for event in (self._stop, runtime.failed)]
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        for end_of in ends:
+            end_of.cancel()
+        return runtime.failed.is_set()
+
+    async def _open_ingress(self) -> web.AppRunner | None:
+        if self._listener is None:
+            return None
+        runner = web.AppRunner(
+            make_app(self._runtime),
+            access_log=None,
+            handle_signals=False,
+            shutdown_timeout=LAST_ANSWERS_SECONDS,
+        )
+        await runner.setup()
+        await web.SockSite(runner, self._listener, backlog=BACKLOG).start()
+        return runner
+
+    def _write_pid_file(self) -> None:
+        if self._pid_file is not None:
+            self._pid_file.write_text(f"{os.getpid()}\n")
+
+    def _greeting(self) -> str:
+        if self._listener is None:
+            where = "without ingress"
+        else:
+            host, port = self._listener.getsockname()[:2]
+            where = f"on http://{f'[{host}]' if ':' in host else host}:{port}"
+        names = ", ".join(sorted(self._runtime.services))
+        redis = shown(self._settings.redis)
+        if redis == "embedded:":
+            redis = f"embedded: (data in {self._settings.data.resolve()})"
+        return f"aioflow serves {names} {where}, redis {redis}, receipts mean {self._runtime.durability}"

@@ -1,0 +1,1 @@
+"""The queue: keys, scripts, store, group commit, claiming, running, leases and maintenance."""

@@ -1,0 +1,124 @@
+"""Group commit: what many callers want sent becomes few batches.
+
+One flush is in flight; whatever arrives meanwhile is the next batch. There is no timer, so an idle system adds no
+delay. A batch is flushed when the flush before it has been answered; it holds at most 1,000 items and 1 MiB, the line
+before it at most `MOST_WAITING` items, and whoever comes beyond that hears StoreUnavailable at once.
+
+A caller that is cancelled before its item was sent takes it out; in flight, the item goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from aioflow.engine.store import MOST_BYTES, MOST_JOBS
+from aioflow.errors import ProtocolError, StoreUnavailable
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+MOST_WAITING = 100_000
+MOST_WAITING_BYTES = 256 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting(Generic[Item, Answer]):
+    """An item in the line, and who waits for its answer."""
+
+    item: Item
+    size: int
+    future: asyncio.Future[Answer]
+
+
+class Coalescer(Generic[Item, Answer]):
+    """Collects items and flushes them batch by batch; `flush` answers a batch in its order."""
+
+    def __init__(self, name: str, flush: Callable[[list[Item]], Awaitable[list[Answer]]]) -> None:
+        self.name = name
+        self._flush = flush
+        self._line: deque[Waiting[Item, Answer]] = deque()
+        self._line_bytes = 0
+        self._in_flight = 0
+        self._filled = asyncio.Event()
+        self._emptied = asyncio.Event()
+        self._emptied.set()
+
+    def __repr__(self) -> str:
+        return f"<Coalescer {self.name} waiting={len(self._line)} in_flight={self._in_flight}>"
+
+    def __len__(self) -> int:
+        return len(self._line) + self._in_flight
+
+    def put(self, item: Item, size: int) -> asyncio.Future[Answer]:
+        """Add an item of so many bytes; the future answers, or raises what the flush raised for it."""
+        if len(self._line) >= MOST_WAITING or self._line_bytes + size > MOST_WAITING_BYTES:
+            raise StoreUnavailable(
+                f"{len(self._line)} items of {self._line_bytes} bytes wait to be sent to redis already; try again later"
+            )
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._line.append(Waiting(item, size, future))
+        self._line_bytes += size
+        self._filled.set()
+        self._emptied.clear()
+        return future
+
+    async def run(self) -> None:
+        """Flush until cancelled; `drain` first, or what is in the line is answered with a cancellation."""
+        try:
+            while True:
+                await self._filled.wait()
+                batch = self._next_batch()
+                self._in_flight = len(batch)
+                if batch:
+                    await self._answer(batch)
+                self._in_flight = 0
+                if not self._line:
+                    self._filled.clear()
+                    self._emptied.set()
+        finally:
+            for waiting in self._line:
+                waiting.future.cancel()
+
+    async def drain(self) -> None:
+        """Wait until the line is empty and nothing is in flight."""
+        await self._emptied.wait()
+
+    def _next_batch(self) -> list[Waiting[Item, Answer]]:
+        batch: list[Waiting[Item, Answer]] = []
+        size = 0
+        while self._line and len(batch) < MOST_JOBS:
+            size += self._line[0].size
+            if size > MOST_BYTES and batch:
+                break
+            waiting = self._line.popleft()
+            self._line_bytes -= waiting.size
+            if not waiting.future.cancelled():
+                batch.append(waiting)
+        return batch
+
+    async def _answer(self, batch: list[Waiting[Item, Answer]]) -> None:
+        try:
+            answers = await self._flush([waiting.item for waiting in batch])
+        except ProtocolError as error:
+            # One bad item must not fail its batch-mates: split until the culprit stands alone.
+            if len(batch) == 1:
+                self._fail(batch, error)
+            else:
+                await self._answer(batch[: len(batch) // 2])
+                await self._answer(batch[len(batch) // 2 :])
+        except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to those who wait
+            self._fail(batch, error)
+        else:
+            for waiting, answer in zip(batch, answers, strict=True):
+                if not waiting.future.done():
+                    waiting.future.set_result(answer)
+
+    @staticmethod
+    def _fail(batch: list[Waiting[Item, Answer]], error: Exception) -> None:
+        for waiting in batch:
+            if not waiting.future.done():
+                waiting.future.set_exception(error)

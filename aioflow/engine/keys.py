@@ -1,0 +1,74 @@
+"""How every Redis key of aioflow is spelled; no other file spells one.
+
+Engine keys are `<namespace>:1:{<service>.<shard>}:q:<task>:<part>`, a service's own data
+`<namespace>:1:{<service>.<shard>}:d:<name>[:<key>]`. The braces keep a service's shard in one Cluster slot; `1` is the
+layout version.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from aioflow.errors import ConfigError
+
+LAYOUT = 1
+NAMESPACE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+PARTS = {
+    "scheduled": "zset",
+    "ready": "zset",
+    "running": "zset",
+    "started": "zset",
+    "done": "zset",
+    "dead": "zset",
+    "open": "zset",
+    "jobs": "hash",
+    "results": "hash",
+    "claims": "hash",
+    "waiters": "hash",
+    "config": "hash",
+    "totals": "hash",
+    "bell": "list",
+}
+
+
+def check_namespace(namespace: str) -> str:
+    """Return the namespace, or raise ConfigError: it may not hold what separates the parts of a key."""
+    if not NAMESPACE.fullmatch(namespace):
+        raise ConfigError(f"namespace {namespace!r}: use 1 to 64 letters, digits, '_', '.' or '-'")
+    return namespace
+
+
+def shard_prefix(namespace: str, service: str, shard: int = 0) -> str:
+    """What all keys of one shard of a service begin with."""
+    return f"{namespace}:{LAYOUT}:{{{service}.{shard}}}"
+
+
+def data_key(namespace: str, service: str, name: str) -> str:
+    """A service's own key, where its effects land; `name` is what an effect names."""
+    return f"{shard_prefix(namespace, service)}:d:{name}"
+
+
+def results_channel(namespace: str, runtime_id: str) -> str:
+    """The channel on which a runtime hears of the jobs it waits for."""
+    return f"{namespace}:{LAYOUT}:results:{runtime_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """One task in one shard of one service, and the names of its keys."""
+
+    namespace: str
+    service: str
+    task: str
+    keys: dict[str, str] = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        prefix = f"{shard_prefix(self.namespace, self.service)}:q:{self.task}"
+        object.__setattr__(self, "keys", {part: f"{prefix}:{part}" for part in PARTS})
+
+    @property
+    def name(self) -> str:
+        """`service.task`, as users and logs say it."""
+        return f"{self.service}.{self.task}"

@@ -1,0 +1,179 @@
+"""Runs the leased jobs of one task, a bounded number at a time, and settles them.
+
+Owns every lease of its task in this process, from the claim until the settle has been answered. A slot is free again
+when the handler has ended, while its settle is still under way; that line has a bound, at which claiming stops.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from aioflow.engine import codec
+from aioflow.engine.coalescer import Coalescer
+from aioflow.engine.executor import Abandoned, Again, Attempt, Dead, Done, Executor, Outcome, Released, Stop
+from aioflow.engine.keys import Queue
+from aioflow.engine.store import MOST_JOBS, Claimed, Settlement, Store
+from aioflow.errors import StoreUnavailable
+from aioflow.service import Task
+
+log = logging.getLogger(__name__)
+
+MOST_UNSETTLED = 2000
+"""Ended handlers whose settle is not answered; beyond it nothing is claimed, since Redis is the slower part."""
+
+
+class Pool:
+    """The running jobs of one task in this process."""
+
+    def __init__(
+        self, task: Task[Any, Any], queue: Queue, store: Store, resources: Callable[[], Any], concurrency: int
+    ) -> None:
+        self.task = task
+        self.queue = queue
+        self.concurrency = concurrency
+        self.lease_ms = int(task.options.lease * 1000)
+        self.held: dict[str, Attempt] = {}
+        """Every lease that this process answers for, by job id."""
+        self.changed: Callable[[], None] = lambda: None
+        """Called when a slot becomes free; set by the claimer."""
+        self.settles: Coalescer[tuple[Attempt, Settlement], None] = Coalescer(f"settle {queue.name}", self._flush)
+        self._store = store
+        self._executor = Executor(task, resources)
+        self._running: dict[str, tuple[Attempt, float]] = {}  # id -> attempt, when its handler started; oldest first
+        self._sweep: asyncio.TimerHandle | None = None
+
+    def __repr__(self) -> str:
+        return f"<Pool {self.queue.name} running={len(self._running)} held={len(self.held)} of {self.concurrency}>"
+
+    @property
+    def free(self) -> int:
+        """How many more jobs may be claimed."""
+        if len(self.settles) >= MOST_UNSETTLED:
+            return 0
+        return min(self.concurrency - len(self._running), MOST_JOBS)
+
+    @property
+    def running(self) -> list[Attempt]:
+        """The attempts whose handlers run."""
+        return [attempt for attempt, _ in self._running.values()]
+
+    def start(self, claimed: Claimed) -> None:
+        """Start a handler for every claimed job."""
+        lease_until = claimed.sent + self.task.options.lease
+        now = time.monotonic()
+        if now >= lease_until:
+            log.warning(
+                "%s: a claim was answered after its lease; %d jobs go back",
+                self.queue.name,
+                len(claimed.jobs),
+            )
+            return
+        renew_at = claimed.sent + self.task.options.lease / 3
+        loop = asyncio.get_running_loop()
+        for leased in claimed.jobs:
+            attempt = Attempt(leased, lease_until, renew_at)
+            self.held[leased.id] = attempt
+            self._running[leased.id] = (attempt, now)
+            attempt.task = loop.create_task(self._run(attempt), name=f"{self.queue.name} {leased.id}")
+        if self._sweep is None and self.task.options.timeout is not None and self._running:
+            self._sweep = loop.call_later(self.task.options.timeout, self._cancel_late)
+
+    async def _run(self, attempt: Attempt) -> None:
+        """One attempt from its start until its outcome is on the way."""
+        try:
+            outcome = await self._executor.run(attempt)
+        except BaseException:
+            # The loop is being torn down, or the executor is broken: the lease brings the job back.
+            self.held.pop(attempt.job.id, None)
+            raise
+        finally:
+            self._running.pop(attempt.job.id, None)
+            self.changed()
+        settlement = settlement_of(attempt, outcome)
+        if settlement is None:
+            if isinstance(outcome, Abandoned):
+                self.held.pop(attempt.job.id, None)
+            return  # a released job stays held until the stop gives it back
+        try:
+            self.settles.put((attempt, settlement), settlement.size).add_done_callback(lambda _: self._let_go(attempt))
+        except StoreUnavailable as error:
+            log.warning("%s %s: not settled, %s; it runs again", self.queue.name, attempt.job.id, error)
+            self.held.pop(attempt.job.id, None)
+
+    def _let_go(self, attempt: Attempt) -> None:
+        self.held.pop(attempt.job.id, None)
+        self.changed()
+
+    def _cancel_late(self) -> None:
+        """One sweep for all: the handlers in the order they started, so the first on time ends it."""
+        self._sweep = None
+        timeout = self.task.options.timeout
+        if timeout is None:
+            return
+        now = time.monotonic()
+        for attempt, started in self._running.values():
+            if attempt.stop is not None:
+                continue
+            if started + timeout > now:
+                self._sweep = asyncio.get_running_loop().call_later(started + timeout - now, self._cancel_late)
+                return
+            attempt.cancel(Stop.TIMEOUT)
+
+    async def _flush(self, batch: list[tuple[Attempt, Settlement]]) -> list[None]:
+        """Settle a batch; while Redis is away, again and again, each job for as long as its lease lives."""
+        answers: list[None] = [None] * len(batch)
+        while True:
+            now = time.monotonic()
+            alive = [(attempt, settlement) for attempt, settlement in batch if attempt.lease_until > now]
+            for attempt, _ in batch:
+                if attempt.lease_until <= now:
+                    log.warning("%s %s: its lease ended before it was settled", self.queue.name, attempt.job.id)
+            if not alive:
+                return answers
+            try:
+                settled = await self._store.settle(self.queue, [settlement for _, settlement in alive])
+            except StoreUnavailable as error:
+                batch = alive
+                await self._store.line.setback(error, f"settle {self.queue.name}")
+                continue
+            for (attempt, _), answer in zip(alive, settled, strict=True):
+                if answer == 0:
+                    log.warning("%s %s: its lease was lost; its outcome is dropped", self.queue.name, attempt.job.id)
+                elif answer != 1:
+                    log.error("%s %s: dead: %s", self.queue.name, attempt.job.id, answer)
+            return answers
+
+    def cancel_running(self) -> None:
+        """Cancel every handler, because the runtime stops."""
+        for attempt in self.running:
+            attempt.cancel(Stop.RUNTIME)
+
+    async def release_rest(self) -> None:
+        """Give back the jobs whose handlers were stopped; what still runs in a thread keeps its lease."""
+        if self._sweep is not None:
+            self._sweep.cancel()
+        rest = [
+            (attempt.job.id, attempt.job.token) for job_id, attempt in self.held.items() if job_id not in self._running
+        ]
+        for first in range(0, len(rest), MOST_JOBS):
+            await self._store.release(self.queue, rest[first : first + MOST_JOBS])
+        for job_id, _ in rest:
+            self.held.pop(job_id, None)
+
+
+def settlement_of(attempt: Attempt, outcome: Outcome) -> Settlement | None:
+    """What an outcome writes; None where it writes nothing."""
+    job = attempt.job
+    match outcome:
+        case Done(result, effects):
+            return Settlement(job.id, job.token, "done", result, effects=effects)
+        case Again(delay, failed, effects):
+            return Settlement(job.id, job.token, "retry", delay_ms=int(delay * 1000), failed=failed, effects=effects)
+        case Dead(error, message, effects):
+            return Settlement(job.id, job.token, "dead", codec.encode_failure(error, message), effects=effects)
+        case Released() | Abandoned():
+            return None

@@ -1,0 +1,60 @@
+"""Loads the Lua scripts: resolves their includes, reads their headers, and sends them by hash.
+
+A script's header names its keys in order, so that the store can build KEYS from a queue by name and no index is
+written twice. The header is checked against the body by a test.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from aioflow.errors import ConfigError
+
+INCLUDE = re.compile(r"^--@include (\w+)$", re.MULTILINE)
+HEADER = re.compile(r"^-- (KEYS|ARGV|Returns|Guards|Repeat|Cost): (.+)$", re.MULTILINE)
+
+
+def script_root() -> Path:
+    """The folder of Lua scripts: inside an installed wheel, or beside the package in a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    for root in (package / "lua", package.parent / "lua"):
+        if (root / "queue").is_dir():
+            return root
+    raise ConfigError(f"the Lua scripts are missing beside {package}; install aioflow again")
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """One Lua script with its includes resolved."""
+
+    name: str
+    source: str
+    sha: str
+    header: dict[str, str]
+    keys: tuple[tuple[str, str], ...]
+    """(name, type) of each key, in order."""
+
+    @property
+    def may_repeat(self) -> bool:
+        """Whether the store may send it again after a lost answer without asking its caller."""
+        return "but one lease" not in self.header["Repeat"]
+
+
+@cache
+def load(name: str, *, plain: bool = False) -> Script:
+    """Read a script, such as "queue/submit", from the folder of scripts.
+
+    `plain` leaves out the shebang line, which fakeredis refuses.
+    """
+    root = script_root()
+    text = (root / f"{name}.lua").read_text()
+    source = INCLUDE.sub(lambda found: (root / "include" / f"{found[1]}.lua").read_text().rstrip(), text)
+    if plain:
+        source = source.partition("\n")[2]
+    header = dict(HEADER.findall(text))
+    keys = tuple((key, kind) for key, kind in re.findall(r"(\w+) (\w+)", header["KEYS"]))
+    return Script(name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest(), header, keys)

@@ -1,0 +1,508 @@
+"""The one class that talks to Redis for the queue: a typed method per script.
+
+It maps driver exceptions to aioflow's, knows the server's clock, and repeats a call only where the connection broke
+and the script's header says that a repeat is harmless. It must never hide a failure: what did not certainly happen is
+StoreUnavailable. Carries I6, I9 and I10.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from redis import exceptions as driver
+from redis.asyncio import Redis
+from redis.asyncio.client import PubSub
+
+from aioflow.commit import Effect
+from aioflow.engine import scripts
+from aioflow.engine.connect import ROUND_TRIP_SECONDS, Clients, shown
+from aioflow.engine.keys import Queue
+from aioflow.engine.scripts import Script
+from aioflow.errors import ConfigError, NotFound, ProtocolError, StoreUnavailable
+from aioflow.job import JobInfo, State
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+Durability = Literal["memory", "fsync"]
+MOST_JOBS = 1000
+MOST_BYTES = 1 << 20
+RECEIPT_MS = 4000
+"""How long a flush waits for its durability; below the round trip's deadline."""
+AWAY = (
+    "OOM",
+    "MISCONF",
+    "READONLY",
+    "BUSY",
+    "LOADING",
+    "MASTERDOWN",
+    "CLUSTERDOWN",
+    "NOREPLICAS",
+    "TRYAGAIN",
+)
+"""Error codes by which a server says that it cannot serve now."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """A job to be submitted. `due`: "0" now, "+N" in N ms, "N" at UTC ms."""
+
+    queue: Queue
+    id: str
+    envelope: bytes
+    priority: int
+    due: str
+
+
+@dataclass(frozen=True, slots=True)
+class Leased:
+    """A claimed job. `failures` and `crashes` are of the attempts before this one."""
+
+    id: str
+    token: str
+    envelope: bytes | None
+    attempt: int
+    failures: int
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """The answer to a claim. `sent` is monotonic seconds: on the holder's clock the leases start there."""
+
+    jobs: list[Leased]
+    sent: float
+    wait_ms: int | None
+    """Until the next scheduled job is due; None: none is scheduled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """How an attempt ended, as the settle script takes it."""
+
+    id: str
+    token: str
+    kind: Literal["done", "retry", "dead"]
+    result: bytes = b"null"
+    delay_ms: int = 0
+    failed: bool = False
+    effects: Sequence[Effect] = ()
+
+    @property
+    def size(self) -> int:
+        """Bytes it adds to a batch, about."""
+        return len(self.result) + sum(len(effect.name) + sum(map(len, effect.words)) for effect in self.effects)
+
+
+@dataclass(frozen=True, slots=True)
+class Reaped:
+    """The answer to a reap; where the server's time was not as expected, `clock_agrees` is False and nothing was done."""
+
+    clock_agrees: bool
+    next_ms: int | None = None
+    """Until the next lease expires; None: none is live."""
+    jobs: int = 0
+    dead: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How many jobs of a queue are in each state, and when the oldest unfinished one was submitted (UTC ms)."""
+
+    scheduled: int
+    ready: int
+    running: int
+    done: int
+    dead: int
+    open: int
+    oldest_ms: int | None
+
+
+@dataclass(slots=True)
+class ServerClock:
+    """The server's time as last heard, carried on by the monotonic clock."""
+
+    heard_ms: int = 0
+    heard_at: float = 0.0
+
+    def hear(self, now_ms: int) -> None:
+        """Take the time that a script answered."""
+        self.heard_ms, self.heard_at = now_ms, time.monotonic()
+
+    def expected_ms(self) -> int:
+        """What the server's clock should show now."""
+        return self.heard_ms + int((time.monotonic() - self.heard_at) * 1000)
+
+
+@dataclass(slots=True)
+class Line:
+    """Whether the server is there; says each loss and each return once."""
+
+    url: str
+    lost_at: float | None = None
+    failures: int = 0
+    connected_at: float = field(default_factory=time.monotonic)
+    """Monotonic time of the first answer after the last loss."""
+
+    def up(self) -> None:
+        if self.lost_at is not None:
+            log.info("redis %s is back after %.1f s", self.url, time.monotonic() - self.lost_at)
+            self.lost_at = None
+            self.failures = 0
+            self.connected_at = time.monotonic()
+
+    def down(self, error: BaseException) -> None:
+        self.failures += 1
+        if self.lost_at is None:
+            self.lost_at = time.monotonic()
+            log.warning("redis %s is away: %s; trying again", self.url, error)
+
+    async def setback(self, error: StoreUnavailable | ProtocolError, what: str) -> None:
+        """Wait before a loop tries again, jittered, so that a fleet does not come back as one."""
+        if isinstance(error, StoreUnavailable):
+            longest = min(2.0, 0.05 * 2 ** min(self.failures, 6))
+        else:
+            log.error("%s: %s; trying again", what, error)
+            longest = 2.0
+        await asyncio.sleep(random.uniform(longest / 4, longest))  # noqa: S311
+
+
+class Store:
+    """Typed calls to the queue's scripts. Every method raises StoreUnavailable and ProtocolError.
+
+    `clock` replaces the server's time, in UTC ms; only tests pass one.
+    """
+
+    def __init__(self, url: str, *, name: str, queues: int = 1, clock: Callable[[], int] | None = None) -> None:
+        self._clients = Clients(url, name)
+        self._clock = clock
+        # Claims, settles and renewals of each queue may be under way at once, beside the ingress' reads.
+        self.redis: Redis = self._clients.make(4 * queues + 8)
+        self._bells: Redis = self._clients.make(queues + 1, blocking=True)  # a pop per queue, and the results' channel
+        self._receipts: Redis = self._clients.make(1)
+        self.in_memory = self._clients.in_memory
+        self.clock = ServerClock()
+        self.line = Line(shown(url))
+        self._plain = self.in_memory  # fakeredis takes no shebang line
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._clients.close()
+
+    # ---- the queue's scripts
+
+    async def submit(self, jobs: Sequence[NewJob], durability: Durability = "memory") -> list[int]:
+        """Take jobs into their queues; per job 1 new, 0 known, -1 known with another payload, -2 queue full.
+
+        Returns only once all of them are as durable as asked, else raises StoreUnavailable. May be repeated.
+        """
+        script = scripts.load("queue/submit", plain=self._plain)
+        by_queue: dict[Queue, list[int]] = {}
+        for index, job in enumerate(jobs):
+            by_queue.setdefault(job.queue, []).append(index)
+        calls = []
+        for queue, indices in by_queue.items():
+            words: list[str | bytes] = [str(len(indices))]
+            for index in indices:
+                job = jobs[index]
+                words += (job.id, job.envelope, str(job.priority), job.due)
+            calls.append((queue, words))
+        answers = [0] * len(jobs)
+        for indices, reply in zip(
+            by_queue.values(), await self._submit_pipeline(script, calls, durability), strict=True
+        ):
+            for index, answer in zip(indices, self._heard(reply), strict=True):
+                answers[index] = answer
+        return answers
+
+    async def _submit_pipeline(
+        self, script: Script, calls: list[tuple[Queue, list[str | bytes]]], durability: Durability
+    ) -> list[Any]:
+        # WAITAOF speaks for the writes of its own connection only: one pipeline on a connection of its own.
+        client = self._receipts if durability == "fsync" else self.redis
+
+        async def send() -> list[Any]:
+            pipeline = client.pipeline(transaction=False)
+            for queue, words in calls:
+                pipeline.execute_command("EVALSHA", *self._script_words(script, queue, words))
+            if durability == "fsync":
+                pipeline.execute_command("WAITAOF", 1, 0, RECEIPT_MS)
+            replies: list[Any] = await pipeline.execute(raise_on_error=False)
+            for reply in replies:
+                if isinstance(reply, Exception):
+                    raise reply
+            return replies
+
+        replies = await self._guarded(script, send, client)
+        if durability == "fsync" and replies.pop()[0] < 1:
+            raise StoreUnavailable(f"redis did not fsync within {RECEIPT_MS} ms; the jobs may have been taken")
+        return replies
+
+    async def claim(self, queue: Queue, count: int, lease_ms: int, token: str) -> Claimed:
+        """Lease up to `count` (at most 1,000) ready jobs under a token that was never used before.
+
+        Not repeated: the jobs of a lost answer wait until their lease expires.
+        """
+        sent = time.monotonic()
+        words = (str(min(count, MOST_JOBS)), str(lease_ms), token, str(MOST_BYTES))
+        now_ms, next_due, ids, envelopes, rows = await self._call("queue/claim", queue, *words)
+        self.clock.hear(now_ms)
+        jobs = []
+        for job_id, envelope, row in zip(ids, envelopes, rows, strict=True):
+            attempt, failures = 1, 0
+            if row is not None:
+                _, before, failed, _, _ = row.split(b":")
+                attempt, failures = int(before) + 1, int(failed)
+            jobs.append(Leased(job_id.decode(), token, envelope, attempt, failures))
+        due_ms = int(float(next_due))
+        return Claimed(jobs, sent, max(0, due_ms - now_ms) if due_ms else None)
+
+    async def settle(self, queue: Queue, settlements: Sequence[Settlement]) -> list[int | str]:
+        """End attempts; per job 1 settled, 0 lease lost, or why it is dead instead. May be repeated."""
+        words: list[str | bytes] = [str(len(settlements))]
+        for job in settlements:
+            words += (job.id, job.token, job.kind, str(job.delay_ms), "1" if job.failed else "0", job.result)
+            words.append(str(len(job.effects)))
+            for effect in job.effects:
+                words += (effect.op, effect.name, str(len(effect.words)), *effect.words)
+        answers = self._heard(await self._call("queue/settle", queue, *words))
+        return [answer.decode() if isinstance(answer, bytes) else answer for answer in answers]
+
+    async def renew(self, queue: Queue, lease_ms: int, leases: Sequence[tuple[str, str]]) -> list[bool]:
+        """Move the deadlines of (id, token); False where the lease is lost. May be repeated."""
+        words = [str(lease_ms), str(len(leases)), *(word for lease in leases for word in lease)]
+        return [answer == 1 for answer in self._heard(await self._call("queue/renew", queue, *words))]
+
+    async def release(self, queue: Queue, leases: Sequence[tuple[str, str]]) -> list[bool]:
+        """Give leased jobs back to their places; False where the lease is lost. May be repeated."""
+        words = [str(len(leases)), *(word for lease in leases for word in lease)]
+        return [answer == 1 for answer in self._heard(await self._call("queue/release", queue, *words))]
+
+    async def promote(self, queue: Queue, limit: int = MOST_JOBS) -> int:
+        """Put due jobs in line and ring over a non-empty queue; how many were due. May be repeated."""
+        now_ms, _, promoted = await self._call("queue/promote", queue, str(limit))
+        self.clock.hear(now_ms)
+        return int(promoted)
+
+    async def reap(self, queue: Queue, *, most_crashes: int, longest_ms: int, limit: int = MOST_JOBS) -> Reaped:
+        """Take expired leases away, unless the server's clock is not as expected. May be repeated."""
+        expected_ms = self.clock.expected_ms()
+        words = (str(expected_ms), str(limit), str(most_crashes), str(longest_ms))
+        now_ms, *reply = await self._call("queue/reap", queue, *words)
+        self.clock.hear(now_ms)
+        if not reply:
+            log.warning(
+                "the clock of redis is %+d ms off what was expected; no lease of %s is taken away until it holds",
+                now_ms - expected_ms,
+                queue.name,
+            )
+            return Reaped(clock_agrees=False)
+        deadline_ms = int(float(reply[0]))
+        next_ms = max(0, deadline_ms - now_ms) if deadline_ms else None
+        return Reaped(True, next_ms, int(reply[1]), int(reply[2]))
+
+    async def trim(self, queue: Queue, *, keep_done_ms: int, keep_dead_ms: int, limit: int = MOST_JOBS) -> int:
+        """Forget finished jobs that are older than their retention; how many. May be repeated."""
+        words = (str(limit), str(keep_done_ms), str(keep_dead_ms))
+        now_ms, forgotten = await self._call("queue/trim", queue, *words)
+        self.clock.hear(now_ms)
+        return int(forgotten)
+
+    async def requeue(self, queue: Queue, jobs: Sequence[tuple[str, str]]) -> list[bool]:
+        """Give dead jobs, as (id, token that settled it), a new life; False where not dead by it. May be repeated."""
+        words = [str(len(jobs)), *(word for job in jobs for word in job)]
+        return [answer == 1 for answer in self._heard(await self._call("queue/requeue", queue, *words))]
+
+    async def inspect(self, queue: Queue, ids: Sequence[str], *, full: bool = True) -> list[JobInfo | None]:
+        """What is known of jobs; None where no record is kept. Without `full`, no payloads and results."""
+        script = scripts.load("queue/inspect", plain=self._plain)
+        words = [str(len(ids)), "1" if full else "0", *ids]
+        replies = await self._evalsha(script, [queue.keys[key] for key, _ in script.keys], words)
+        return [None if reply is None else _job_info(job_id, reply) for job_id, reply in zip(ids, replies, strict=True)]
+
+    async def await_result(self, queue: Queue, job_id: str, channel: str) -> tuple[State, bytes] | None:
+        """(state, result) of a finished job; None: its finish will be told on `channel`. Raises NotFound."""
+        script = scripts.load("queue/await", plain=self._plain)
+        reply = await self._evalsha(script, [queue.keys[key] for key, _ in script.keys], [job_id, channel])
+        if reply == 0:
+            raise NotFound(queue.name, job_id)
+        return None if reply == 1 else parse_result(reply)
+
+    # ---- plain reads and small writes
+
+    async def page(
+        self, key: str, since: int, until: int, limit: int, after: tuple[int, str] | None
+    ) -> list[tuple[str, int]]:
+        """One page of any sorted set of whole scores, as (member, score)."""
+        script = scripts.load("timeline/page", plain=self._plain)
+        cursor = (str(after[0]), after[1]) if after else ("", "")
+        reply = await self._evalsha(script, [key], [str(since), str(until), str(limit), *cursor])
+        return [(reply[at].decode(), int(float(reply[at + 1]))) for at in range(0, len(reply), 2)]
+
+    async def count(self, key: str, since: int, until: int) -> int:
+        """How many entries of a sorted set have since <= score < until."""
+        return int(await self._command(lambda: self.redis.zcount(key, since, f"({until}")))
+
+    async def configure(self, queue: Queue, bound: int | None) -> None:
+        """Write what the scripts must know of a queue's declaration."""
+        config = queue.keys["config"]
+        if bound is None:
+            await self._command(lambda: self.redis.hdel(config, "bound"))
+        else:
+            await self._command(lambda: self.redis.hset(config, "bound", str(bound)))
+
+    async def sizes(self, queue: Queue) -> Sizes:
+        """How full a queue is."""
+
+        async def send() -> list[Any]:
+            pipeline = self.redis.pipeline(transaction=False)
+            for part in ("scheduled", "ready", "running", "done", "dead", "open"):
+                pipeline.zcard(queue.keys[part])
+            pipeline.zrange(queue.keys["open"], 0, 0, withscores=True)
+            replies: list[Any] = await pipeline.execute()
+            return replies
+
+        scheduled, ready, running, done, dead, unfinished, oldest = await self._command(send)
+        return Sizes(scheduled, ready, running, done, dead, unfinished, int(oldest[0][1]) if oldest else None)
+
+    async def wait_bell(self, queue: Queue, seconds: float) -> bool:
+        """Block until the queue's bell rings (True) or the time is over (False).
+
+        A caller that is cancelled must ring again by `promote`: the abandoned pop may have taken the token.
+        """
+
+        async def pop() -> Any:
+            async with asyncio.timeout(seconds + 2):
+                return await self._bells.execute_command("BLPOP", queue.keys["bell"], seconds)
+
+        return await self._command(pop) is not None
+
+    async def ping(self) -> None:
+        """Raise StoreUnavailable unless the server answers."""
+        await self._command(lambda: self.redis.execute_command("PING"))
+
+    async def memory_share(self) -> float:
+        """used_memory as a share of maxmemory; 0 where no maxmemory is set."""
+        memory = await self._command(lambda: self.redis.info("memory"))
+        return float(memory["used_memory"]) / memory["maxmemory"] if memory.get("maxmemory") else 0.0
+
+    async def fsyncs(self) -> bool | None:
+        """Whether the server fsyncs before it answers; None where it may not be asked."""
+        if self.in_memory:
+            return False
+        try:
+            policy = await self.redis.config_get("append*")
+        except driver.ResponseError:
+            return None
+        except (driver.RedisError, OSError) as error:
+            raise self.lost(error) from error
+        return policy.get("appendonly") == "yes" and policy.get("appendfsync") == "always"
+
+    def pubsub(self) -> PubSub:
+        """A subscription on a connection of its own."""
+        return self._bells.pubsub(ignore_subscribe_messages=False)
+
+    # ---- how a call is made
+
+    async def _call(self, name: str, queue: Queue, *words: str | bytes) -> Any:
+        script = scripts.load(name, plain=self._plain)
+        keys = [queue.keys[key] for key, _ in script.keys]
+        return await self._evalsha(script, keys, [self._clock_word(), *words])
+
+    async def _evalsha(self, script: Script, keys: Sequence[str], words: Sequence[str | bytes]) -> Any:
+        return await self._guarded(
+            script,
+            lambda: self.redis.execute_command("EVALSHA", script.sha, len(keys), *keys, *words),
+            self.redis,
+        )
+
+    def _script_words(self, script: Script, queue: Queue, words: Sequence[str | bytes]) -> list[Any]:
+        keys = [queue.keys[key] for key, _ in script.keys]
+        return [script.sha, len(keys), *keys, self._clock_word(), *words]
+
+    def _clock_word(self) -> str:
+        return "0" if self._clock is None else str(self._clock())
+
+    def _heard(self, reply: list[Any]) -> list[Any]:
+        self.clock.hear(reply[0])
+        return reply[1:]
+
+    async def _guarded(self, script: Script, send: Callable[[], Awaitable[T]], client: Redis) -> T:
+        """Send a script; load it where the server does not know it; repeat once where the line broke and it may be."""
+        try:
+            reply = await send()
+        except driver.NoScriptError:
+            await self._command(lambda: client.script_load(script.source))
+            return await self._command(send)
+        except driver.ConnectionError as error:
+            # Most often a pooled connection that the server has closed since. A busy server is not asked twice.
+            if not script.may_repeat or isinstance(error, driver.BusyLoadingError):
+                raise self.lost(error) from error
+            return await self._command(send)
+        except (driver.RedisError, OSError) as error:
+            raise self._mapped(error, script.name) from error
+        self.line.up()
+        return reply
+
+    async def _command(self, send: Callable[[], Awaitable[T]]) -> T:
+        try:
+            reply = await send()
+        except (driver.RedisError, OSError, TimeoutError) as error:
+            raise self._mapped(error, "a command") from error
+        self.line.up()
+        return reply
+
+    def _mapped(self, error: BaseException, what: str) -> Exception:
+        if isinstance(error, driver.ResponseError):
+            code = str(error).partition(" ")[0]
+            if code in AWAY or isinstance(
+                error, (driver.OutOfMemoryError, driver.ReadOnlyError, driver.ClusterDownError)
+            ):
+                return StoreUnavailable(f"redis cannot serve now: {error}")
+            if isinstance(error, driver.NoPermissionError):
+                return ConfigError(f"redis refuses {what} to this user: {error}")
+            return ProtocolError(f"{what} failed in redis: {error}")
+        return self.lost(error)
+
+    def lost(self, error: BaseException) -> StoreUnavailable:
+        """Take note that the line broke; what to raise."""
+        reason = str(error) or f"no answer within {ROUND_TRIP_SECONDS:g} s"
+        self.line.down(error if str(error) else TimeoutError(reason))
+        return StoreUnavailable(f"redis is away: {reason}")
+
+
+def parse_result(line: bytes) -> tuple[State, bytes]:
+    """(state, result) of a results row."""
+    head, _, result = line.partition(b"\n")
+    return State(head.partition(b":")[0].decode()), result
+
+
+def _job_info(job_id: str, reply: list[Any]) -> JobInfo:
+    state, score, submitted, started, row, line, envelope = reply
+    result = None
+    if line is not None:
+        head, _, result = line.partition(b"\n")
+        _, token, attempt, failures, crashes, _, submitted, started = head.split(b":")
+    elif row is not None:
+        token, attempt, failures, crashes, _ = row.split(b":")
+    else:
+        token, attempt, failures, crashes = b"", 0, 0, 0
+    at_ms = int(float(score))
+    return JobInfo(
+        id=job_id,
+        state=State(state.decode()),
+        at_ms=at_ms % 2**42,  # a ready score is priority * 2**42 + time
+        submitted_ms=int(float(submitted or 0)),
+        started_ms=int(float(started)) if started else None,
+        attempt=int(attempt),
+        failures=int(failures),
+        crashes=int(crashes),
+        token=token.rpartition(b"/")[2].decode(),
+        payload=(envelope or b"").partition(b"\n")[2],
+        result=result,
+    )

@@ -1,0 +1,1 @@
+"""HTTP in: routes, bodies, receipts and problem responses."""

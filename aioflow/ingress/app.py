@@ -1,0 +1,157 @@
+"""The aiohttp application over a runtime: the services' routes, /healthz and /readyz.
+
+A route that submits answers 202 only when the job is as durable as the runtime promises. The same `Idempotency-Key`
+gives the same job; `Prefer: wait=SECONDS` (RFC 7240) answers 200 with the result where it comes in time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+import orjson
+from aiohttp import web
+
+from aioflow.errors import JobFailed, ResultTimeout
+from aioflow.ingress.problems import Problem, problem_of
+from aioflow.job import Handle
+from aioflow.service import Route, Service, Task
+from aioflow.settings import Settings
+
+JSON = {"Content-Type": "application/json"}
+WAIT = re.compile(r"(?:^|[,;\s])wait=(\d{1,6})(?:$|[,;\s])", re.IGNORECASE)
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class RuntimeApi(Protocol):
+    """What the ingress needs from a runtime."""
+
+    @property
+    def settings(self) -> Settings: ...
+
+    @property
+    def services(self) -> dict[str, Service]: ...
+
+    @property
+    def memory_share(self) -> float: ...
+
+    async def ready(self) -> str | None: ...
+
+    async def submit_json(self, task: Task[Any, Any], body: bytes, *, job_id: str | None = None) -> Handle[Any]: ...
+
+
+def make_app(runtime: RuntimeApi) -> web.Application:
+    """The application that answers for every service of a started runtime."""
+    app = web.Application(client_max_size=runtime.settings.body_limit, middlewares=[answer_problems])
+    for service in runtime.services.values():
+        for route in service.routes:
+            app.router.add_route(route.method, route.path, _handler(route, runtime))
+    app.router.add_get("/healthz", healthz)
+    app.router.add_get("/readyz", _readyz(runtime))
+    return app
+
+
+@web.middleware
+async def answer_problems(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Every exception becomes a problem response."""
+    try:
+        return await handler(request)
+    except Exception as error:  # noqa: BLE001 - the last stop before the client
+        return problem_of(error).response()
+
+
+async def healthz(_: web.Request) -> web.Response:
+    """The process is up."""
+    return web.Response(body=b'{"status":"up"}', headers=JSON)
+
+
+def _readyz(runtime: RuntimeApi) -> Handler:
+    async def readyz(_: web.Request) -> web.Response:
+        wrong = await runtime.ready()
+        if wrong is not None:
+            raise Problem(503, wrong)
+        return web.Response(body=b'{"status":"ready"}', headers=JSON)
+
+    return readyz
+
+
+def _handler(route: Route, runtime: RuntimeApi) -> Handler:
+    if route.submits is not None:
+        return Submission(route.submits, route.location, runtime).answer
+    function = route.handler
+    if function is None:
+        raise AssertionError(f"route {route.path} has neither a handler nor a task")
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        answered = await function(request, runtime)
+        return answered if isinstance(answered, web.StreamResponse) else json_response(answered)
+
+    return answer
+
+
+def json_response(body: Any, status: int = 200) -> web.Response:
+    """A value as a JSON answer."""
+    return web.Response(status=status, body=orjson.dumps(body), headers=JSON)
+
+
+class Submission:
+    """A route whose body is a task's payload."""
+
+    def __init__(self, task: Task[Any, Any], location: str | None, runtime: RuntimeApi) -> None:
+        self._task = task
+        self._location = location
+        self._runtime = runtime
+        self._longest_wait = runtime.settings.longest_wait
+        self._watermark = runtime.settings.memory_watermark
+
+    async def answer(self, request: web.Request) -> web.Response:
+        """Take the body, submit, and answer with the receipt or, where waited for, with the result."""
+        if request.content_type != "application/json":
+            raise Problem(
+                415,
+                f"send application/json, not {request.headers.get('Content-Type', 'a body without a type')}",
+            )
+        runtime = self._runtime
+        if runtime.memory_share > self._watermark:
+            raise Problem(503, f"redis is {runtime.memory_share:.0%} full; nothing new is taken for now")
+        key = request.headers.get("Idempotency-Key")
+        wait = request.headers.get("Prefer")
+        handle = await runtime.submit_json(
+            self._task, await request.read(), job_id=None if key is None else id_of_key(self._task, key)
+        )
+        headers = dict(JSON)
+        if self._location is not None:
+            headers["Location"] = self._location.format(id=handle.id)
+        if wait is not None and (asked := WAIT.search(wait)):
+            outcome = await self._outcome(handle, min(float(asked[1]), self._longest_wait))
+            if outcome is not None:
+                headers["Preference-Applied"] = f"wait={asked[1]}"
+                return web.Response(status=200, body=orjson.dumps(outcome), headers=headers)
+        # An id is hex here, or printable ASCII that needs no escapes.
+        return web.Response(
+            status=202, body=b'{"status":"OK","tracking_id":"' + handle.id.encode() + b'"}', headers=headers
+        )
+
+    async def _outcome(self, handle: Handle[Any], seconds: float) -> dict[str, Any] | None:
+        try:
+            result = await handle.result(timeout=seconds)
+        except ResultTimeout:
+            return None
+        except JobFailed as failure:
+            return {
+                "status": "dead",
+                "tracking_id": handle.id,
+                "error": failure.error,
+                "message": failure.message,
+            }
+        encoded = self._task.signature.result.dump_python(result, mode="json")
+        return {"status": "done", "tracking_id": handle.id, "result": encoded}
+
+
+def id_of_key(task: Task[Any, Any], key: str) -> str:
+    """The job id that an Idempotency-Key stands for: the same key gives the same job of the same task."""
+    if not 1 <= len(key) <= 255 or not key.isascii() or not key.isprintable():
+        raise Problem(400, "Idempotency-Key: send 1 to 255 printable ASCII characters")
+    return hashlib.blake2b(f"{task.full_name}\n{key}".encode(), digest_size=16).hexdigest()

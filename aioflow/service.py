@@ -1,0 +1,370 @@
+"""What a user declares: services, tasks, retry policies, timelines and routes. No I/O happens here.
+
+Declarations are checked as early as they can be: the shape of a handler when it is decorated, its annotations when a
+runtime starts, because they may name what the module defines further down.
+"""
+
+from __future__ import annotations
+
+import inspect
+import random
+import re
+import typing
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar, overload
+
+from pydantic import PydanticUserError, TypeAdapter
+
+from aioflow.errors import ConfigError
+from aioflow.job import Handle, Job
+from aioflow.timeline import NAME, Timeline, TimelineStore, parse_keep
+
+P = TypeVar("P")
+R = TypeVar("R")
+
+RETENTION_FLOOR = 600.0
+"""Seconds: above every window in which a call may be repeated (I7)."""
+DEFAULT_PRIORITY = 4
+TASK_NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
+ONE_MODEL = (
+    "a handler takes one payload, or none, and optionally a Job; put what it needs into one model:\n"
+    "    class Payment(BaseModel): ...\n"
+    "    @service.task()\n"
+    "    async def charge(payment: Payment, job: Job) -> Receipt: ..."
+)
+
+
+class RetryLater(Exception):
+    """Raise it to run the job again after some seconds; that counts as no failure, and the effects land."""
+
+    def __init__(self, seconds: float) -> None:
+        if not 0 <= seconds <= 366 * 86_400:
+            raise ConfigError(f"RetryLater({seconds!r}): use 0 seconds to 366 days")
+        super().__init__(f"again in {seconds:g} s")
+        self.seconds = seconds
+
+
+class Discard(Exception):
+    """Raise it to end the job as dead, for this reason and without another attempt; the effects land."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """When a failed attempt is followed by another.
+
+    `attempts` is how often the job may fail or time out before it is dead. The wait before the next attempt is drawn
+    between 0 and min(longest, base * 2**failures) seconds (full jitter, AWS Architecture Blog, "Exponential Backoff
+    And Jitter", 2015). `on` says which exceptions are retried, `never` which of those are not; a timeout is a
+    TimeoutError.
+    """
+
+    attempts: int = 5
+    base: float = 1.0
+    longest: float = 300.0
+    on: tuple[type[Exception], ...] = (Exception,)
+    never: tuple[type[Exception], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.attempts < 1 or self.base < 0 or self.longest < 0:
+            raise ConfigError(f"{self!r}: attempts is at least 1, base and longest are seconds")
+
+    def delay(self, error: Exception, failures: int) -> float | None:
+        """Seconds until the attempt after this failure, where `failures` came before it; None: it was the last."""
+        if failures + 1 >= self.attempts or not isinstance(error, self.on) or isinstance(error, self.never):
+            return None
+        return random.uniform(0, min(self.longest, self.base * 2.0 ** min(failures, 64)))  # noqa: S311 - jitter
+
+
+@dataclass(frozen=True, slots=True)
+class TaskOptions:
+    """How a task's jobs are run and kept. Times are in seconds."""
+
+    concurrency: int = 100
+    timeout: float | None = 60.0
+    retry: Retry = field(default_factory=Retry)
+    lease: float = 15.0
+    most_crashes: int = 3
+    keep_done: float = 86_400.0
+    keep_dead: float = 30 * 86_400.0
+    bound: int | None = 1_000_000
+
+    def __post_init__(self) -> None:
+        problems = [
+            (not 1 <= self.concurrency <= 10_000, f"concurrency={self.concurrency} is not 1 to 10,000"),
+            (self.timeout is not None and self.timeout <= 0, f"timeout={self.timeout} is not above 0"),
+            (not 0.5 <= self.lease <= 3600, f"lease={self.lease} is not 0.5 to 3,600 seconds"),
+            (self.most_crashes < 1, f"most_crashes={self.most_crashes} is not at least 1"),
+            (
+                min(self.keep_done, self.keep_dead) < RETENTION_FLOOR,
+                f"keep_done={self.keep_done}, keep_dead={self.keep_dead}: at least {RETENTION_FLOOR:g} seconds",
+            ),
+            (self.bound is not None and self.bound < 1, f"bound={self.bound} is not at least 1"),
+        ]
+        wrong = [message for is_wrong, message in problems if is_wrong]
+        if wrong:
+            raise ConfigError("task options: " + "; ".join(wrong))
+
+
+class RuntimeLike(Protocol):
+    """What a declaration needs from a live runtime."""
+
+    async def submit(
+        self,
+        task: Task[Any, Any],
+        payload: Any = None,
+        *,
+        delay: float = 0.0,
+        id: str | None = None,
+        priority: int = DEFAULT_PRIORITY,
+    ) -> Handle[Any]: ...
+
+    def holds(self, service: Service) -> bool: ...
+
+    def runs_here(self) -> bool: ...
+
+    def timelines(self) -> TimelineStore: ...
+
+
+live_runtimes: list[RuntimeLike] = []
+"""The runtimes that are started in this process; each adds and removes itself."""
+
+
+def find_runtime(service: Service, instead: str) -> RuntimeLike:
+    """The runtime that runs the calling handler, else the only live one that holds the service."""
+    holding = [runtime for runtime in live_runtimes if runtime.holds(service)]
+    if len(holding) > 1:
+        holding = [runtime for runtime in holding if runtime.runs_here()] or holding
+    if len(holding) != 1:
+        how_many = "no live runtime" if not holding else f"{len(holding)} live runtimes"
+        raise ConfigError(f"{how_many} in this process holds the service {service.name}; call {instead}")
+    return holding[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """A handler's shape, with its annotations resolved."""
+
+    payload: TypeAdapter[Any] | None
+    result: TypeAdapter[Any]
+    takes_job: bool
+    job_first: bool
+    is_async: bool
+
+
+class Task(Generic[P, R]):
+    """A handler and how its jobs are run. Calling it calls the handler."""
+
+    def __init__(self, service: Service, name: str, handler: Callable[..., Any], options: TaskOptions) -> None:
+        if not TASK_NAME.fullmatch(name):
+            raise ConfigError(f"task name {name!r}: use lower case letters, digits, '_' and '-', a letter first")
+        parameters = list(inspect.signature(handler).parameters.values())
+        usual = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        if len(parameters) > 2 or any(parameter.kind not in usual for parameter in parameters):
+            raise ConfigError(f"task {service.name}.{name}: {ONE_MODEL}")
+        if any(parameter.annotation is inspect.Parameter.empty for parameter in parameters):
+            raise ConfigError(f"task {service.name}.{name}: annotate its parameters; {ONE_MODEL}")
+        self.service = service
+        self.name = name
+        self.handler = handler
+        self.options = options
+        self._signature: Signature | None = None
+
+    def __repr__(self) -> str:
+        return f"<Task {self.full_name}>"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.handler(*args, **kwargs)
+
+    @property
+    def full_name(self) -> str:
+        """`service.task`."""
+        return f"{self.service.name}.{self.name}"
+
+    @property
+    def signature(self) -> Signature:
+        """The handler's shape. Raises ConfigError where an annotation cannot be resolved or validated."""
+        if self._signature is None:
+            self._signature = self._resolve()
+        return self._signature
+
+    def _resolve(self) -> Signature:
+        try:
+            hints = typing.get_type_hints(self.handler, include_extras=True)
+            names = list(inspect.signature(self.handler).parameters)
+            jobs = [name for name in names if hints[name] is Job]
+            payloads = [name for name in names if hints[name] is not Job]
+            if len(jobs) > 1 or len(payloads) > 1:
+                raise ConfigError(f"task {self.full_name}: {ONE_MODEL}")
+            return Signature(
+                payload=TypeAdapter(hints[payloads[0]]) if payloads else None,
+                result=TypeAdapter(hints.get("return", Any)),
+                takes_job=bool(jobs),
+                job_first=bool(jobs) and names[0] == jobs[0],
+                is_async=inspect.iscoroutinefunction(self.handler),
+            )
+        except (NameError, TypeError, PydanticUserError) as error:
+            raise ConfigError(f"task {self.full_name}: its annotations cannot be used: {error}") from error
+
+    @overload
+    async def submit(
+        self: Task[None, R],
+        payload: None = None,
+        *,
+        delay: float = ...,
+        id: str | None = ...,
+        priority: int = ...,
+    ) -> Handle[R]: ...
+
+    @overload
+    async def submit(
+        self, payload: P, *, delay: float = ..., id: str | None = ..., priority: int = ...
+    ) -> Handle[R]: ...
+
+    async def submit(
+        self,
+        payload: Any = None,
+        *,
+        delay: float = 0.0,
+        id: str | None = None,
+        priority: int = DEFAULT_PRIORITY,
+    ) -> Handle[R]:
+        """Submit a job and return when it is as durable as the runtime promises.
+
+        `delay` is in seconds; `id` makes the call repeatable: the same id gives the same job while its record is kept;
+        `priority` goes from 0, first, to 9. Raises CodecError, QueueFull, IdConflict, StoreUnavailable, and
+        ConfigError where it is unclear which runtime is meant. Cancelled before it was sent, the job is not
+        submitted; later, it may be.
+        """
+        runtime = find_runtime(self.service, "runtime.submit(task, payload)")
+        return await runtime.submit(self, payload, delay=delay, id=id, priority=priority)
+
+
+class TaskDecorator(Protocol):
+    """`@service.task(...)`: keeps the payload's and the result's types."""
+
+    @overload
+    def __call__(self, handler: Callable[[Job], Awaitable[R]], /) -> Task[None, R]: ...
+    @overload
+    def __call__(self, handler: Callable[[], Awaitable[R]], /) -> Task[None, R]: ...
+    @overload
+    def __call__(self, handler: Callable[[P, Job], Awaitable[R]], /) -> Task[P, R]: ...
+    @overload
+    def __call__(self, handler: Callable[[P], Awaitable[R]], /) -> Task[P, R]: ...  # type: ignore[overload-overlap]
+    @overload
+    def __call__(self, handler: Callable[[Job], R], /) -> Task[None, R]: ...
+    @overload
+    def __call__(self, handler: Callable[[], R], /) -> Task[None, R]: ...
+    @overload
+    def __call__(self, handler: Callable[[P, Job], R], /) -> Task[P, R]: ...
+    @overload
+    def __call__(self, handler: Callable[[P], R], /) -> Task[P, R]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One HTTP route: what answers it, or which task its body is submitted to."""
+
+    method: str
+    path: str
+    handler: Callable[..., Awaitable[Any]] | None
+    submits: Task[Any, Any] | None
+    location: str | None
+    """Path of an accepted job, with {id}; for the Location header."""
+
+
+RouteHandler = TypeVar("RouteHandler", bound=Callable[..., Awaitable[Any]])
+Lifespan = Callable[[Any], AbstractAsyncContextManager[Any]]
+
+
+class Service:
+    """A named group of tasks, timelines and routes that share one shard of keys.
+
+    `lifespan`, an async context manager that is given the runtime, is entered before the workers and the ingress
+    start; what it yields is `job.resources`.
+    """
+
+    def __init__(self, name: str, *, lifespan: Lifespan | None = None) -> None:
+        if not TASK_NAME.fullmatch(name):
+            raise ConfigError(f"service name {name!r}: use lower case letters, digits, '_' and '-', a letter first")
+        self.name = name
+        self.lifespan = lifespan
+        self.tasks: dict[str, Task[Any, Any]] = {}
+        self.routes: list[Route] = []
+
+    def __repr__(self) -> str:
+        return f"<Service {self.name} tasks={sorted(self.tasks)}>"
+
+    def task(
+        self,
+        *,
+        name: str | None = None,
+        concurrency: int = 100,
+        timeout: float | None = 60.0,
+        retry: Retry | None = None,
+        lease: float = 15.0,
+        most_crashes: int = 3,
+        keep_done: float = 86_400.0,
+        keep_dead: float = 30 * 86_400.0,
+        bound: int | None = 1_000_000,
+    ) -> TaskDecorator:
+        """Declare a handler. All times are in seconds.
+
+        `concurrency` is how many of its jobs one runtime runs at a time; `timeout` ends an attempt; `lease` is how
+        long a job stays with a runtime that has died; a job whose lease expires `most_crashes` times is dead;
+        `keep_done` and `keep_dead` say how long the records of finished jobs are kept (at least 600); `bound` is how
+        many unfinished jobs the queue takes (None: any number). Raises ConfigError.
+        """
+        options = TaskOptions(concurrency, timeout, retry or Retry(), lease, most_crashes, keep_done, keep_dead, bound)
+
+        def declare(handler: Callable[..., Any]) -> Task[Any, Any]:
+            declared: Task[Any, Any] = Task(self, name or handler.__name__, handler, options)
+            if declared.name in self.tasks:
+                raise ConfigError(f"service {self.name} already has a task {declared.name}")
+            self.tasks[declared.name] = declared
+            return declared
+
+        return typing.cast("TaskDecorator", declare)
+
+    def timeline(self, name: str, *, keep: str | None = None) -> Timeline:
+        """Declare a family of sorted sets by time; `keep`, such as "90d", is how long entries are kept."""
+        if not NAME.fullmatch(name):
+            raise ConfigError(f"timeline name {name!r}: use letters, digits, '_', '.' and '-', a letter first")
+        return Timeline(self, name, parse_keep(keep))
+
+    def store(self) -> TimelineStore:
+        """Where this service's timelines are read."""
+        return find_runtime(self, "it inside `async with Runtime(...)`, or use one runtime").timelines()
+
+    def get(self, path: str) -> Callable[[RouteHandler], RouteHandler]:
+        """Declare a route: the function takes (request, runtime) and returns what becomes JSON, or a response."""
+        return self._route("GET", path)
+
+    @overload
+    def post(self, path: str) -> Callable[[RouteHandler], RouteHandler]: ...
+    @overload
+    def post(self, path: str, *, submits: Task[Any, Any], location: str | None = None) -> None: ...
+
+    def post(
+        self, path: str, *, submits: Task[Any, Any] | None = None, location: str | None = None
+    ) -> Callable[[RouteHandler], RouteHandler] | None:
+        """Declare a route: `submits` takes the JSON body as the task's payload and answers 202 with the job's id.
+
+        Without `submits` it is used as a decorator, as `get` is.
+        """
+        if submits is None:
+            return self._route("POST", path)
+        self.routes.append(Route("POST", path, None, submits, location))
+        return None
+
+    def _route(self, method: str, path: str) -> Callable[[RouteHandler], RouteHandler]:
+        def declare(handler: RouteHandler) -> RouteHandler:
+            self.routes.append(Route(method, path, handler, None, None))
+            return handler
+
+        return declare

@@ -1,0 +1,50 @@
+"""Every setting of aioflow, each with its `AIOFLOW_*` environment variable, checked as a whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from aioflow.errors import ConfigError
+
+
+class Settings(BaseSettings):
+    """What can be set. Command line options win over the environment, and that over these defaults."""
+
+    model_config = SettingsConfigDict(env_prefix="AIOFLOW_", extra="ignore")
+
+    redis: str = Field("embedded:", description="redis://, rediss://, unix://, embedded: or memory:")
+    data: Path = Field(Path(".aioflow"), description="Folder of the embedded server's data")
+    namespace: str = Field("aioflow", description="What every Redis key begins with")
+    durability: Literal["memory", "fsync"] | None = Field(
+        None, description="What a receipt means; unset: fsync where the server gives it, else memory"
+    )
+    host: str = Field("127.0.0.1", description="Address that the HTTP ingress listens on")
+    port: int = Field(8080, ge=0, le=65535, description="Port of the HTTP ingress; 0 takes a free one")
+    workers: int | None = Field(None, ge=1, description="Concurrency of each task, instead of its own")
+    grace: float = Field(10.0, ge=0, le=3600, description="Seconds that running handlers get when stopping")
+    body_limit: int = Field(1 << 20, ge=1024, description="Largest HTTP request body, in bytes")
+    longest_wait: float = Field(60.0, ge=0, le=3600, description="Most seconds that `Prefer: wait` may ask for")
+    memory_watermark: float = Field(
+        0.9, gt=0, le=1, description="Share of Redis' maxmemory above which the ingress answers 503"
+    )
+    log_format: Literal["text", "json"] = Field("text", description="Form of the log lines on standard error")
+
+
+def load_settings(**given: Any) -> Settings:
+    """Settings from the environment and from what is given (None: not given).
+
+    Raises ConfigError that names every wrong setting and what it may be.
+    """
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        problems = [
+            f"{'.'.join(map(str, problem['loc']))} (AIOFLOW_{'_'.join(map(str, problem['loc'])).upper()}): "
+            f"{problem['msg']}, got {problem['input']!r}"
+            for problem in error.errors()
+        ]
+        raise ConfigError("wrong settings: " + "; ".join(problems)) from error

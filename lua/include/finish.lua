@@ -1,0 +1,41 @@
+-- A results row is kind:TOKEN:attempt:failures:crashes:place:submitted ms:started ms, a newline, the result as JSON.
+local ended, result_rows, ends = {}, {}, {done = {}, dead = {}}
+
+local function finish(id, kind, row, submitted, started, result)
+  table.insert(ended, id)
+  table.insert(result_rows, id)
+  table.insert(result_rows, kind .. ':' .. row .. ':' .. (submitted or '0') .. ':' .. (started or '0') .. '\n' .. result)
+  table.insert(ends[kind], now_ms)
+  table.insert(ends[kind], id)
+end
+
+local function tell_waiters()
+  if redis.call('HLEN', waiters) == 0 then
+    return
+  end
+  for index, channels in ipairs(redis.call('HMGET', waiters, unpack(ended))) do
+    for channel in string.gmatch(channels or '', '%S+') do
+      redis.call('PUBLISH', channel, waiters .. '\n' .. ended[index] .. '\n' .. result_rows[2 * index])
+    end
+  end
+  redis.call('HDEL', waiters, unpack(ended))
+end
+
+-- Results and final states stand before the jobs leave the sets they were in.
+local function write_finished()
+  if #ended == 0 then
+    return
+  end
+  redis.call('HSET', results, unpack(result_rows))
+  for kind, scored in pairs({[done] = ends.done, [dead] = ends.dead}) do
+    if #scored > 0 then
+      redis.call('ZADD', kind, unpack(scored))
+      redis.call('HINCRBY', totals, kind == done and 'done' or 'dead', #scored / 2)
+    end
+  end
+  redis.call('ZREM', running, unpack(ended))
+  redis.call('ZREM', started, unpack(ended))
+  redis.call('ZREM', open, unpack(ended))
+  redis.call('HDEL', claims, unpack(ended))
+  tell_waiters()
+end

@@ -1,0 +1,15 @@
+-- A claims row is token:attempt:failures:crashes:place. The token names the live lease; once the lease is over it is
+-- "-" (expired, or never claimed), or "retry/TOKEN" or "release/TOKEN", so that a repeated call hears its first answer.
+local PRIORITY_STEP = 2 ^ 42
+
+local function parse_row(row, id)
+  local token, attempt, failures, crashes, place = string.match(row, '^([^:]*):(%d+):(%d+):(%d+):(%d+)$')
+  if not token then
+    error('PROTOCOL foreign row of job ' .. id .. ' in ' .. claims)
+  end
+  return token, tonumber(attempt), tonumber(failures), tonumber(crashes), tonumber(place)
+end
+
+local function make_row(token, attempt, failures, crashes, place)
+  return token .. ':' .. attempt .. ':' .. failures .. ':' .. crashes .. ':' .. whole(place)
+end

@@ -1,0 +1,77 @@
+#!lua flags=allow-oom
+-- claim: promotes due jobs, then leases the first jobs in line to one runtime under one new token.
+-- KEYS: jobs hash, ready zset, scheduled zset, running zset, started zset, claims hash, config hash, bell list
+-- ARGV: clock_ms (ms, 0: server time), count (jobs, at most 1000), lease_ms (ms), token (never used before), budget (bytes of envelopes, one job is always taken)
+-- Returns: {now ms, next due ms or 0, ids, envelopes (false: lost record), claims rows before (false: first claim)}
+-- Guards: I1 I2 I4 I8 I9
+-- Repeat: no second effect but one lease: jobs of a lost reply wait for their lease to expire
+-- Cost: O(log n) per job
+local jobs, ready, scheduled, running, started, claims, config, bell = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8]
+local clock_ms, count, lease_ms, token, budget = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[5])
+local CHUNK = 50
+
+if count < 1 or count > 1000 then
+  return redis.error_reply('PROTOCOL claim takes 1 to 1000 jobs')
+end
+--@include clock
+--@include number
+--@include bell
+--@include row
+--@include promote
+
+redis.call('ZCARD', running)
+redis.call('ZCARD', started)
+redis.call('LLEN', bell)
+if redis.call('HGET', config, 'paused') == '1' then
+  return {now_ms, '0', {}, {}, {}}
+end
+promote(1000)
+
+-- Envelopes are read a chunk at a time, so that a line of large ones does not read more than the budget and a chunk.
+local line = redis.call('ZRANGE', ready, 0, count - 1, 'WITHSCORES')
+local ids, places, envelopes, bytes = {}, {}, {}, 0
+for first = 1, #line, 2 * CHUNK do
+  local chunk = {}
+  for at = first, math.min(first + 2 * CHUNK - 2, #line - 1), 2 do
+    table.insert(chunk, line[at])
+  end
+  for index, envelope in ipairs(redis.call('HMGET', jobs, unpack(chunk))) do
+    bytes = bytes + (envelope and #envelope or 0)
+    if bytes > budget and #ids > 0 then
+      break
+    end
+    table.insert(ids, chunk[index])
+    table.insert(places, line[first + 2 * (index - 1) + 1])
+    table.insert(envelopes, envelope)
+  end
+  if bytes > budget then
+    break
+  end
+end
+
+local before = {}
+if #ids > 0 then
+  before = redis.call('HMGET', claims, unpack(ids))
+  local rows, deadlines, starts = {}, {}, {}
+  for index, id in ipairs(ids) do
+    local attempt, failures, crashes, place = 0, 0, 0, tonumber(places[index])
+    if before[index] then
+      local _
+      _, attempt, failures, crashes, place = parse_row(before[index], id)
+    end
+    table.insert(rows, id)
+    table.insert(rows, make_row(token, attempt + 1, failures, crashes, place))
+    table.insert(deadlines, now_ms + lease_ms)
+    table.insert(deadlines, id)
+    table.insert(starts, now_ms)
+    table.insert(starts, id)
+  end
+  redis.call('HSET', claims, unpack(rows))
+  redis.call('ZADD', running, unpack(deadlines))
+  redis.call('ZADD', started, unpack(starts))
+  redis.call('ZREMRANGEBYRANK', ready, 0, #ids - 1)
+end
+if redis.call('ZCARD', ready) > 0 then
+  ring()
+end
+return {now_ms, next_due(), ids, envelopes, before}

@@ -1,0 +1,271 @@
+"""The service: one task that asks the gateway and commits the outcome, the route in, and the queries."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import aiohttp
+import orjson
+from aiohttp import web
+from redis.exceptions import RedisError
+
+from aioflow import Job, JobInfo, Page, Problem, Retry, Runtime, Service, State, StoreUnavailable
+from services.payments.gateways import Gateway, HttpGateway, SimulatedGateway
+from services.payments.models import GatewayError, Outcome, Payment, Receipt
+from services.payments.settings import PaymentsSettings
+
+LARGEST_PAGE = 1000
+LEDGER = "gateway_ledger"
+
+
+@asynccontextmanager
+async def lifespan(runtime: Runtime) -> AsyncIterator[Gateway]:
+    """The gateway that the settings choose."""
+    settings = PaymentsSettings()
+    if settings.gateway_url is None:
+        yield SimulatedGateway(
+            runtime.redis,
+            runtime.key(service, LEDGER),
+            seed=settings.simulated_seed,
+            insufficient_rate=settings.simulated_insufficient_rate,
+            error_rate=settings.simulated_error_rate,
+            latency=settings.simulated_latency,
+        )
+        return
+    async with aiohttp.ClientSession() as session:
+        yield HttpGateway(session, settings.gateway_url, timeout=settings.gateway_timeout)
+
+
+service = Service("payments", lifespan=lifespan)
+
+successful_txns = service.timeline("successful_txns")
+payments_made_by = service.timeline("payments_made_by")
+payments_received_by = service.timeline("payments_received_by")
+insufficient_txns = service.timeline("insufficient_funds_txns")
+insufficient_made_by = service.timeline("insufficient_funds_made_by")
+insufficient_received_by = service.timeline("insufficient_funds_received_by")
+api_errors = service.timeline("api_errors")
+
+TXNS = "txns"
+INSUFFICIENT_TXNS = "insufficient_funds_records"
+
+
+@service.task(
+    concurrency=100,
+    timeout=30,
+    retry=Retry(attempts=5, base=0.5, longest=60, on=(GatewayError, TimeoutError)),
+)
+async def charge(payment: Payment, job: Job) -> Receipt:
+    """Ask the gateway and index the outcome; all of it lands with the acknowledgement or not at all."""
+    gateway: Gateway = job.resources
+    job.commit.record(api_errors, job.id, on_failure=True)
+    decision = await gateway.charge(payment, idempotency_key=job.id)
+    receipt = Receipt(tracking_id=job.id, txn_id=decision.txn_id, outcome=decision.outcome, **payment.model_dump())
+    if decision.outcome is Outcome.SUCCESS:
+        record, txns, made_by, received_by = TXNS, successful_txns, payments_made_by, payments_received_by
+    else:
+        record, txns = INSUFFICIENT_TXNS, insufficient_txns
+        made_by, received_by = insufficient_made_by, insufficient_received_by
+    job.commit.remove(api_errors, job.id)
+    job.commit.hset(record, receipt.txn_id, receipt.model_dump_json())
+    job.commit.record(txns, receipt.txn_id)
+    job.commit.record(made_by[payment.payer_id], receipt.txn_id)
+    job.commit.record(received_by[payment.recipient_id], receipt.txn_id)
+    return receipt
+
+
+service.post("/payments", submits=charge, location="/payments/{id}")
+
+
+@service.get("/payments/overdue")
+async def overdue(request: web.Request, runtime: Runtime) -> dict[str, Any]:
+    """Payments that have been queued or running for longer than `older_than` seconds, oldest first."""
+    older_than = _number(request, "older_than", 60.0)
+    limit, cursor = _paging(request)
+    until_ms = _now_ms() - int(older_than * 1000)
+    listed = await _listed(runtime.jobs_page(charge, "open", until_ms=max(0, until_ms), limit=limit, cursor=cursor))
+    infos = await runtime.inspect_many(charge, [job_id for job_id, _ in listed.entries])
+    return {
+        "payments": [_of_job(info) for info in infos if info is not None],
+        "count": await runtime.jobs_count(charge, "open", until_ms=max(0, until_ms)),
+        "cursor": listed.cursor,
+    }
+
+
+@service.get("/payments/count")
+async def count(request: web.Request, runtime: Runtime) -> dict[str, Any]:
+    """How many payments have a status, in a time range."""
+    status, since_ms, until_ms = _status(request), *_range(request)
+    return {"status": status, "count": await _count(runtime, status, since_ms, until_ms)}
+
+
+@service.get("/payments/{tracking_id}")
+async def one(request: web.Request, runtime: Runtime) -> dict[str, Any]:
+    """One payment: its state, its times, and what came of it."""
+    return _of_job(await runtime.inspect(charge, request.match_info["tracking_id"]))
+
+
+@service.post("/payments/{tracking_id}/requeue")
+async def requeue(request: web.Request, runtime: Runtime) -> web.Response:
+    """Give a dead payment a new life."""
+    tracking_id = request.match_info["tracking_id"]
+    if not await runtime.requeue(charge, tracking_id):
+        raise Problem(409, f"payment {tracking_id} is not dead")
+    return web.Response(
+        status=202,
+        body=orjson.dumps({"status": "OK", "tracking_id": tracking_id}),
+        headers={"Content-Type": "application/json", "Location": f"/payments/{tracking_id}"},
+    )
+
+
+@service.get("/payments")
+async def listing(request: web.Request, runtime: Runtime) -> dict[str, Any]:
+    """Payments of one status, oldest first."""
+    status, (since_ms, until_ms), (limit, cursor) = _status(request), _range(request), _paging(request)
+    window: dict[str, Any] = {"since_ms": since_ms, "until_ms": until_ms, "limit": limit, "cursor": cursor}
+    if status in DECIDED:
+        timeline, record = DECIDED[status]
+        listed = await _listed(timeline.page(**window))
+        return {"payments": await _records(runtime, record, listed), "cursor": listed.cursor}
+    if status == "api_error":
+        listed = await _listed(api_errors.page(**window))
+    else:
+        listed = await _listed(runtime.jobs_page(charge, ENGINE_SETS[status], **window))
+    infos = await runtime.inspect_many(charge, [job_id for job_id, _ in listed.entries])
+    return {"payments": [_of_job(info) for info in infos if info is not None], "cursor": listed.cursor}
+
+
+@service.get("/payers/{party_id}/payments")
+async def made(request: web.Request, runtime: Runtime) -> dict[str, Any]:
+    """The successful payments of a payer, oldest first; `status=insufficient_funds` for those that were declined."""
+    return await _of_party(request, runtime, {"success": payments_made_by, "insufficient_funds": insufficient_made_by})
+
+
+@service.get("/recipients/{party_id}/payments")
+async def received(request: web.Request, runtime: Runtime) -> dict[str, Any]:
+    """The successful payments to a recipient, oldest first; `status=insufficient_funds` for the declined."""
+    return await _of_party(
+        request, runtime, {"success": payments_received_by, "insufficient_funds": insufficient_received_by}
+    )
+
+
+DECIDED = {"success": (successful_txns, TXNS), "insufficient_funds": (insufficient_txns, INSUFFICIENT_TXNS)}
+ENGINE_SETS: dict[str, Any] = {"open": "open", "running": "started", "dead": "dead"}
+STATUSES = (*DECIDED, "api_error", *ENGINE_SETS)
+
+
+async def _of_party(request: web.Request, runtime: Runtime, timelines: dict[str, Any]) -> dict[str, Any]:
+    status = _status(request, "success", tuple(timelines))
+    (since_ms, until_ms), (limit, cursor) = _range(request), _paging(request)
+    timeline = timelines[status][request.match_info["party_id"]]
+    listed = await _listed(timeline.page(since_ms=since_ms, until_ms=until_ms, limit=limit, cursor=cursor))
+    return {"payments": await _records(runtime, DECIDED[status][1], listed), "cursor": listed.cursor}
+
+
+async def _count(runtime: Runtime, status: str, since_ms: int, until_ms: int) -> int:
+    if status in DECIDED:
+        return await DECIDED[status][0].count(since_ms=since_ms, until_ms=until_ms)
+    if status == "api_error":
+        return await api_errors.count(since_ms=since_ms, until_ms=until_ms)
+    return await runtime.jobs_count(charge, ENGINE_SETS[status], since_ms=since_ms, until_ms=until_ms)
+
+
+async def _records(runtime: Runtime, name: str, listed: Page) -> list[dict[str, Any]]:
+    if not listed.entries:
+        return []
+    try:
+        records = await runtime.redis.hmget(runtime.key(service, name), [txn_id for txn_id, _ in listed.entries])
+    except (RedisError, OSError) as error:
+        raise StoreUnavailable(f"redis is away: {error}") from error
+    return [
+        {**orjson.loads(record), "at": _shown(at_ms)}
+        for record, (_, at_ms) in zip(records, listed.entries, strict=True)
+        if record is not None
+    ]
+
+
+async def _listed(reading: Any) -> Page:
+    try:
+        page: Page = await reading
+    except ValueError as error:
+        raise Problem(422, f"cursor: {error}", errors=[("cursor", str(error))]) from error
+    return page
+
+
+def _of_job(info: JobInfo) -> dict[str, Any]:
+    """A payment as its job tells it; `status` is its outcome once it has one."""
+    status: str = {State.SCHEDULED: "queued", State.READY: "queued"}.get(info.state, info.state.value)
+    shown: dict[str, Any] = {"tracking_id": info.id, "payment": orjson.loads(info.payload)}
+    if info.state is State.DONE and info.result is not None:
+        shown["receipt"] = orjson.loads(info.result)
+        status = shown["receipt"]["outcome"]
+    elif info.state is State.DEAD and info.result is not None:
+        shown["failure"] = orjson.loads(info.result)
+    shown |= {"status": status, "attempt": info.attempt, "submitted_at": _shown(info.submitted_ms)}
+    if info.state in (State.DONE, State.DEAD):
+        shown["finished_at"] = _shown(info.at_ms)
+    elif info.state is State.SCHEDULED:
+        shown["due_at"] = _shown(info.at_ms)
+    return shown
+
+
+def _status(request: web.Request, default: str | None = None, allowed: tuple[str, ...] = STATUSES) -> str:
+    status = request.query.get("status", default)
+    if status not in allowed:
+        raise _wrong("status", f"use one of {', '.join(allowed)}")
+    return status
+
+
+def _paging(request: web.Request) -> tuple[int, str | None]:
+    text = request.query.get("limit", "100")
+    if not re.fullmatch(r"[0-9]{1,4}", text) or not 1 <= int(text) <= LARGEST_PAGE:
+        raise _wrong("limit", f"use a whole number from 1 to {LARGEST_PAGE}")
+    return int(text), request.query.get("cursor")
+
+
+def _range(request: web.Request) -> tuple[int, int]:
+    since_ms, until_ms = _time(request, "since", 0), _time(request, "until", 2**42)
+    if until_ms < since_ms:
+        raise _wrong("until", "it lies before since")
+    return since_ms, until_ms
+
+
+def _time(request: web.Request, name: str, default: int) -> int:
+    """Epoch seconds or RFC 3339, in UTC ms."""
+    text = request.query.get(name)
+    if text is None:
+        return default
+    if re.fullmatch(r"[0-9]{1,10}(\.[0-9]{1,9})?", text):
+        return int(float(text) * 1000)
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        moment = None
+    if moment is None or moment.tzinfo is None or "T" not in text.upper():
+        raise _wrong(name, "use epoch seconds, or RFC 3339 with a zone, such as 2026-01-31T12:00:00Z")
+    return max(0, int(moment.timestamp() * 1000))
+
+
+def _number(request: web.Request, name: str, default: float) -> float:
+    text = request.query.get(name)
+    if text is None:
+        return default
+    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,6})?", text):
+        raise _wrong(name, "use a number of seconds, 0 or more")
+    return float(text)
+
+
+def _wrong(name: str, message: str) -> Problem:
+    return Problem(422, f"{name}: {message}", errors=[(name, message)])
+
+
+def _now_ms() -> int:
+    return int(datetime.now(UTC).timestamp() * 1000)
+
+
+def _shown(at_ms: int) -> str:
+    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
