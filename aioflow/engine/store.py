@@ -101,7 +101,7 @@ class Settlement:
 
 @dataclass(frozen=True, slots=True)
 class Reaped:
-    """The answer to a reap; where the server's time was not as expected, `clock_agrees` is False and nothing was done."""
+    """The answer to a reap. Where the server's time was not as expected, `clock_agrees` is False and nothing was done."""
 
     clock_agrees: bool
     next_ms: int | None = None
