@@ -21,7 +21,7 @@ from redis.asyncio.client import PubSub
 
 from aioflow.commit import Effect
 from aioflow.engine import scripts
-from aioflow.engine.connect import ROUND_TRIP_SECONDS, Clients, shown
+from aioflow.engine.connect import ROUND_TRIP_SECONDS, Clients, Command, Wire, shown
 from aioflow.engine.keys import Queue
 from aioflow.engine.scripts import Script
 from aioflow.errors import ConfigError, NotFound, ProtocolError, StoreUnavailable
@@ -101,7 +101,7 @@ class Settlement:
 
 @dataclass(frozen=True, slots=True)
 class Reaped:
-    """The answer to a reap. Where the server's time was not as expected, `clock_agrees` is False and nothing was done."""
+    """The answer to a reap; where the server's time was not as expected, nothing was done."""
 
     clock_agrees: bool
     next_ms: int | None = None
@@ -182,9 +182,10 @@ class Store:
         self._clients = Clients(url, name)
         self._clock = clock
         # Claims, settles and renewals of each queue may be under way at once, beside the ingress' reads.
-        self.redis: Redis = self._clients.make(4 * queues + 8)
+        self._wire = self._clients.wire(4 * queues + 8)
+        self._receipts = self._clients.wire(1)
+        self.redis: Redis = self._clients.make(16)
         self._bells: Redis = self._clients.make(queues + 1, blocking=True)  # a pop per queue, and the results' channel
-        self._receipts: Redis = self._clients.make(1)
         self.in_memory = self._clients.in_memory
         self.clock = ServerClock()
         self.line = Line(shown(url))
@@ -205,43 +206,25 @@ class Store:
         by_queue: dict[Queue, list[int]] = {}
         for index, job in enumerate(jobs):
             by_queue.setdefault(job.queue, []).append(index)
-        calls = []
+        commands: list[Command] = []
         for queue, indices in by_queue.items():
-            words: list[str | bytes] = [str(len(indices))]
+            words: list[str | bytes] = [self._clock_word(), str(len(indices))]
             for index in indices:
                 job = jobs[index]
                 words += (job.id, job.envelope, str(job.priority), job.due)
-            calls.append((queue, words))
+            commands.append(evalsha(script, queue, words))
+        # WAITAOF speaks for the writes of its own connection only: one pipeline on a connection of its own.
+        fsync = durability == "fsync"
+        if fsync:
+            commands.append(("WAITAOF", 1, 0, RECEIPT_MS))
+        replies = await self._ask(script, commands, self._receipts if fsync else self._wire)
+        if fsync and replies.pop()[0] < 1:
+            raise StoreUnavailable(f"redis did not fsync within {RECEIPT_MS} ms; the jobs may have been taken")
         answers = [0] * len(jobs)
-        for indices, reply in zip(
-            by_queue.values(), await self._submit_pipeline(script, calls, durability), strict=True
-        ):
+        for indices, reply in zip(by_queue.values(), replies, strict=True):
             for index, answer in zip(indices, self._heard(reply), strict=True):
                 answers[index] = answer
         return answers
-
-    async def _submit_pipeline(
-        self, script: Script, calls: list[tuple[Queue, list[str | bytes]]], durability: Durability
-    ) -> list[Any]:
-        # WAITAOF speaks for the writes of its own connection only: one pipeline on a connection of its own.
-        client = self._receipts if durability == "fsync" else self.redis
-
-        async def send() -> list[Any]:
-            pipeline = client.pipeline(transaction=False)
-            for queue, words in calls:
-                pipeline.execute_command("EVALSHA", *self._script_words(script, queue, words))
-            if durability == "fsync":
-                pipeline.execute_command("WAITAOF", 1, 0, RECEIPT_MS)
-            replies: list[Any] = await pipeline.execute(raise_on_error=False)
-            for reply in replies:
-                if isinstance(reply, Exception):
-                    raise reply
-            return replies
-
-        replies = await self._guarded(script, send, client)
-        if durability == "fsync" and replies.pop()[0] < 1:
-            raise StoreUnavailable(f"redis did not fsync within {RECEIPT_MS} ms; the jobs may have been taken")
-        return replies
 
     async def claim(self, queue: Queue, count: int, lease_ms: int, token: str) -> Claimed:
         """Lease up to `count` (at most 1,000) ready jobs under a token that was never used before.
@@ -321,14 +304,14 @@ class Store:
     async def inspect(self, queue: Queue, ids: Sequence[str], *, full: bool = True) -> list[JobInfo | None]:
         """What is known of jobs; None where no record is kept. Without `full`, no payloads and results."""
         script = scripts.load("queue/inspect", plain=self._plain)
-        words = [str(len(ids)), "1" if full else "0", *ids]
-        replies = await self._evalsha(script, [queue.keys[key] for key, _ in script.keys], words)
+        call = evalsha(script, queue, (str(len(ids)), "1" if full else "0", *ids))
+        (replies,) = await self._ask(script, [call], self._wire)
         return [None if reply is None else _job_info(job_id, reply) for job_id, reply in zip(ids, replies, strict=True)]
 
     async def await_result(self, queue: Queue, job_id: str, channel: str) -> tuple[State, bytes] | None:
         """(state, result) of a finished job; None: its finish will be told on `channel`. Raises NotFound."""
         script = scripts.load("queue/await", plain=self._plain)
-        reply = await self._evalsha(script, [queue.keys[key] for key, _ in script.keys], [job_id, channel])
+        (reply,) = await self._ask(script, [evalsha(script, queue, (job_id, channel))], self._wire)
         if reply == 0:
             raise NotFound(queue.name, job_id)
         return None if reply == 1 else parse_result(reply)
@@ -341,7 +324,8 @@ class Store:
         """One page of any sorted set of whole scores, as (member, score)."""
         script = scripts.load("timeline/page", plain=self._plain)
         cursor = (str(after[0]), after[1]) if after else ("", "")
-        reply = await self._evalsha(script, [key], [str(since), str(until), str(limit), *cursor])
+        call: Command = ("EVALSHA", script.sha, 1, key, str(since), str(until), str(limit), *cursor)
+        (reply,) = await self._ask(script, [call], self._wire)
         return [(reply[at].decode(), int(float(reply[at + 1]))) for at in range(0, len(reply), 2)]
 
     async def count(self, key: str, since: int, until: int) -> int:
@@ -411,19 +395,7 @@ class Store:
 
     async def _call(self, name: str, queue: Queue, *words: str | bytes) -> Any:
         script = scripts.load(name, plain=self._plain)
-        keys = [queue.keys[key] for key, _ in script.keys]
-        return await self._evalsha(script, keys, [self._clock_word(), *words])
-
-    async def _evalsha(self, script: Script, keys: Sequence[str], words: Sequence[str | bytes]) -> Any:
-        return await self._guarded(
-            script,
-            lambda: self.redis.execute_command("EVALSHA", script.sha, len(keys), *keys, *words),
-            self.redis,
-        )
-
-    def _script_words(self, script: Script, queue: Queue, words: Sequence[str | bytes]) -> list[Any]:
-        keys = [queue.keys[key] for key, _ in script.keys]
-        return [script.sha, len(keys), *keys, self._clock_word(), *words]
+        return (await self._ask(script, [evalsha(script, queue, (self._clock_word(), *words))], self._wire))[0]
 
     def _clock_word(self) -> str:
         return "0" if self._clock is None else str(self._clock())
@@ -432,22 +404,30 @@ class Store:
         self.clock.hear(reply[0])
         return reply[1:]
 
-    async def _guarded(self, script: Script, send: Callable[[], Awaitable[T]], client: Redis) -> T:
-        """Send a script; load it where the server does not know it; repeat once where the line broke and it may be."""
+    async def _ask(self, script: Script, commands: list[Command], wire: Wire) -> list[Any]:
+        """Send a script's calls; load it where the server does not know it; repeat once where the line broke."""
+
+        async def send() -> list[Any]:
+            replies = await wire.ask(commands)
+            for reply in replies:
+                if isinstance(reply, Exception):
+                    raise reply
+            return replies
+
         try:
-            reply = await send()
+            replies = await send()
         except driver.NoScriptError:
-            await self._command(lambda: client.script_load(script.source))
+            await self._command(lambda: self.redis.script_load(script.source))
             return await self._command(send)
         except driver.ConnectionError as error:
-            # Most often a pooled connection that the server has closed since. A busy server is not asked twice.
+            # Most often a kept connection that the server has closed since. A busy server is not asked twice.
             if not script.may_repeat or isinstance(error, driver.BusyLoadingError):
                 raise self.lost(error) from error
             return await self._command(send)
         except (driver.RedisError, OSError) as error:
             raise self._mapped(error, script.name) from error
         self.line.up()
-        return reply
+        return replies
 
     async def _command(self, send: Callable[[], Awaitable[T]]) -> T:
         try:
@@ -474,6 +454,12 @@ class Store:
         reason = str(error) or f"no answer within {ROUND_TRIP_SECONDS:g} s"
         self.line.down(error if str(error) else TimeoutError(reason))
         return StoreUnavailable(f"redis is away: {reason}")
+
+
+def evalsha(script: Script, queue: Queue, words: Sequence[str | bytes]) -> Command:
+    """The call of a script on a queue's keys."""
+    keys = [queue.keys[key] for key, _ in script.keys]
+    return ("EVALSHA", script.sha, len(keys), *keys, *words)
 
 
 def parse_result(line: bytes) -> tuple[State, bytes]:

