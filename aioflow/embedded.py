@@ -97,9 +97,11 @@ class EmbeddedServer:
         Of all runtimes attached, the one that gets the lock does it. A failed restart is logged, not raised.
         """
         interval, calm_at, down = POLL_SECONDS, 0.0, False
-        while not self._stopped:
+        while True:
             # Jittered, or runtimes that saw the same death would try for the lock at the same times.
             await asyncio.sleep(interval * random.uniform(0.75, 1.25))  # noqa: S311 - no secret
+            if self._stopped:
+                return
             try:
                 # The lock alone would do, but people delete lock files, and a second server loses keys.
                 if not self._is_free() or await self._probe() == "up":
@@ -107,7 +109,8 @@ class EmbeddedServer:
                     continue
                 if not down:
                     down, status = True, self._reap()
-                    log.warning("the embedded server of %s died (exit status %s)", self.data, status)
+                    ending = "not started here" if status is None else f"exit status {status}"
+                    log.warning("the embedded server of %s died (%s)", self.data, ending)
                 await self._bring_up()
             except (ConfigError, OSError) as error:
                 log.error("the embedded server of %s is still down: %s", self.data, error)  # noqa: TRY400
@@ -120,7 +123,8 @@ class EmbeddedServer:
     async def stop(self) -> bool:
         """Stop the server unless another runtime is connected to it; return whether it is stopped now.
 
-        To be called after this runtime has closed its connections. Takes up to 10 s; may be repeated.
+        To be called when supervise() is cancelled and this runtime's connections are closed. Takes up to
+        10 s; may be repeated. Writes that were answered are on disk either way.
         """
         self._stopped = True
         if self._socket is None:
@@ -172,7 +176,8 @@ class EmbeddedServer:
                     f"a server holds {self.data / 'lock'} but did not answer on {self._recorded()} for "
                     f"{START_SECONDS:g} s: look for that process; the end of its log:{self._log_tail()}"
                 )
-            self._spawn_if_free()
+            if self._process is None:  # else it runs, or has let go of the lock a moment before it can be reaped
+                self._spawn_if_free()
             await asyncio.sleep(pause)
             pause = min(pause * 1.5, 0.25)
 
@@ -205,9 +210,10 @@ class EmbeddedServer:
     def _spawn(self, lock: int) -> None:
         binary = _find_binary()
         self._socket = self._choose_socket()
-        # Written before the server runs, so that whoever finds it running finds its path as well.
-        (self.data / "socket.new").write_text(str(self._socket))
-        (self.data / "socket.new").replace(self.data / "socket")
+        if self._socket != self._recorded():  # else nothing is written, for a full disk's server can still be read
+            # Before the server runs, so that whoever finds it running finds its path as well.
+            (self.data / "socket.new").write_text(str(self._socket))
+            (self.data / "socket.new").replace(self.data / "socket")
         logfile = self.data / "valkey.log"
         places = ["--unixsocket", str(self._socket), "--dir", str(self.data), "--logfile", str(logfile)]
         with logfile.open("ab") as output:  # for what Valkey says before it opens the file itself

@@ -155,10 +155,11 @@ class Runtime:
             self._start_workers(store)
 
     def _start_workers(self, store: Store) -> None:
+        alone = asyncio.Lock()
         for task, queue in self._queues.items():
             concurrency = task.options.concurrency if self._workers is True else int(self._workers)
             resources = self.resources.get(task.service.name)
-            pool = Pool(task, queue, store, lambda found=resources: found, concurrency)  # type: ignore[misc]
+            pool = Pool(task, queue, store, resources, concurrency, alone)
             claimer = Claimer(pool, store, self.id)
             self._pools.append(pool)
             self._claimers.append(claimer)
@@ -183,7 +184,10 @@ class Runtime:
         await self._lifespans.aclose()
         for loop in self._loops:
             loop.cancel()
-        await asyncio.gather(*self._loops, return_exceptions=True)
+        if self._loops:
+            _, stuck = await asyncio.wait(self._loops, timeout=CANCEL_SECONDS)
+            if stuck:
+                log.error("loops that do not end: %s", sorted(loop.get_name() for loop in stuck))
         if self._store is not None:
             await self._store.close()
             self._store = None

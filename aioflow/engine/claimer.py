@@ -89,7 +89,11 @@ class Claimer:
         self._look = self._bell_heard = False
         try:
             claimed = await self._store.claim(
-                self._queue, asked, self._pool.lease_ms, f"{self._token_prefix}.{self._claims:x}"
+                self._queue,
+                asked,
+                self._pool.lease_ms,
+                f"{self._token_prefix}.{self._claims:x}",
+                most_crashes=self._pool.task.options.most_crashes,
             )
         except (StoreUnavailable, ProtocolError) as error:
             self._look = True

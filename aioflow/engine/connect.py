@@ -31,6 +31,25 @@ Command = tuple[Any, ...]
 """str, bytes and int."""
 
 
+class PromptWrites(AbstractConnection):
+    """Makes a connection's writes honour every cancellation.
+
+    redis-py waits for a write by asyncio.wait_for, which on Python 3.11 loses a cancellation that comes in the moment
+    the write ends (CPython issue 86296): a loop that is being stopped would go on for ever.
+    """
+
+    async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+        """As the driver's, under asyncio.timeout."""
+        seconds, self.socket_timeout = self.socket_timeout, None
+        try:
+            async with asyncio.timeout(seconds):
+                await super().send_packed_command(command, check_health)
+        except TimeoutError:
+            raise driver.TimeoutError("Timeout writing to socket") from None
+        finally:
+            self.socket_timeout = seconds
+
+
 class Wire(Protocol):
     """Sends commands as one pipeline and returns their replies; an error reply is an item of the list."""
 
@@ -133,7 +152,7 @@ class Clients:
 
     def _pool(self, connections: int, timeout: float | None) -> BlockingConnectionPool:
         try:
-            return BlockingConnectionPool.from_url(
+            pool = BlockingConnectionPool.from_url(
                 self._url,
                 max_connections=connections,
                 timeout=ROUND_TRIP_SECONDS,
@@ -146,6 +165,9 @@ class Clients:
             )
         except ValueError as error:
             raise ConfigError(f"redis {shown(self._url)!r}: {error}") from error
+        made = pool.connection_class
+        pool.connection_class = type(f"Prompt{made.__name__}", (PromptWrites, made), {})
+        return pool
 
     async def close(self) -> None:
         """Close every connection of every client and wire."""

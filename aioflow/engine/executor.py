@@ -41,7 +41,8 @@ class Attempt:
     task: asyncio.Task[None] | None = None
     stop: Stop | None = None
     """Written by whoever cancels the handler, before it does."""
-    in_thread: bool = False
+    waiting: bool = False
+    """On its last chance, and not started yet."""
 
     def cancel(self, why: Stop) -> None:
         """Cancel the handler, once; a lost lease overrules every other reason."""
@@ -95,7 +96,7 @@ Outcome = Done | Again | Dead | Released | Abandoned
 class Executor:
     """Runs attempts of one task."""
 
-    def __init__(self, task: Task[Any, Any], resources: Callable[[], Any]) -> None:
+    def __init__(self, task: Task[Any, Any], resources: Any) -> None:
         self._task = task
         self._signature: Signature = task.signature
         self._resources = resources
@@ -103,13 +104,13 @@ class Executor:
     async def run(self, attempt: Attempt) -> Outcome:
         """Decode, call the handler, encode; every exception becomes an outcome."""
         leased = attempt.job
-        job = Job(leased.id, leased.attempt, Commit(), self._resources())
+        job = Job(leased.id, leased.attempt, Commit(), self._resources)
         try:
             payload = codec.decode_payload(self._signature.payload, leased.envelope)
         except CodecError as error:
             return Dead("CodecError", str(error), [])
         try:
-            result = await self._call(attempt, payload, job)
+            result = await self._call(payload, job)
             return Done(codec.encode_result(self._signature.result, result), job.commit.effects)
         except RetryLater as again:
             return Again(again.seconds, False, job.commit.effects)
@@ -147,7 +148,7 @@ class Executor:
         log.warning("%s: %s: %s; again in %.1f s", where, name, message, delay)
         return Again(delay, True, job.commit.failure_effects)
 
-    async def _call(self, attempt: Attempt, payload: Any, job: Job) -> Any:
+    async def _call(self, payload: Any, job: Job) -> Any:
         signature = self._signature
         arguments: list[Any] = []
         if signature.payload is not None:
@@ -156,7 +157,6 @@ class Executor:
             arguments.insert(0 if signature.job_first else len(arguments), job)
         if signature.is_async:
             return await self._task.handler(*arguments)
-        attempt.in_thread = True
         return await run_in_thread(self._task.handler, *arguments)
 
 

@@ -17,7 +17,7 @@ from aioflow.engine.coalescer import Coalescer
 from aioflow.engine.executor import Abandoned, Again, Attempt, Dead, Done, Executor, Outcome, Released, Stop
 from aioflow.engine.keys import Queue
 from aioflow.engine.store import MOST_JOBS, Claimed, Settlement, Store
-from aioflow.errors import StoreUnavailable
+from aioflow.errors import ProtocolError, StoreUnavailable
 from aioflow.service import Task
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,13 @@ class Pool:
     """The running jobs of one task in this process."""
 
     def __init__(
-        self, task: Task[Any, Any], queue: Queue, store: Store, resources: Callable[[], Any], concurrency: int
+        self,
+        task: Task[Any, Any],
+        queue: Queue,
+        store: Store,
+        resources: Any,
+        concurrency: int,
+        alone: asyncio.Lock,
     ) -> None:
         self.task = task
         self.queue = queue
@@ -42,6 +48,7 @@ class Pool:
         """Called when a slot becomes free; set by the claimer."""
         self.settles: Coalescer[tuple[Attempt, Settlement], None] = Coalescer(f"settle {queue.name}", self._flush)
         self._store = store
+        self._alone = alone
         self._executor = Executor(task, resources)
         self._running: dict[str, tuple[Attempt, float]] = {}  # id -> attempt, when its handler started; oldest first
         self._sweep: asyncio.TimerHandle | None = None
@@ -64,8 +71,7 @@ class Pool:
     def start(self, claimed: Claimed) -> None:
         """Start a handler for every claimed job."""
         lease_until = claimed.sent + self.task.options.lease
-        now = time.monotonic()
-        if now >= lease_until:
+        if time.monotonic() >= lease_until:
             log.warning(
                 "%s: a claim was answered after its lease; %d jobs go back",
                 self.queue.name,
@@ -74,18 +80,26 @@ class Pool:
             return
         renew_at = claimed.sent + self.task.options.lease / 3
         loop = asyncio.get_running_loop()
-        for leased in claimed.jobs:
-            attempt = Attempt(leased, lease_until, renew_at)
-            self.held[leased.id] = attempt
-            self._running[leased.id] = (attempt, now)
-            attempt.task = loop.create_task(self._run(attempt), name=f"{self.queue.name} {leased.id}")
-        if self._sweep is None and self.task.options.timeout is not None and self._running:
-            self._sweep = loop.call_later(self.task.options.timeout, self._cancel_late)
+        attempts = [Attempt(leased, lease_until, renew_at) for leased in claimed.jobs]
+        self._note_start(attempts)
+        for attempt in attempts:
+            self.held[attempt.job.id] = attempt
+            attempt.task = loop.create_task(self._run(attempt), name=f"{self.queue.name} {attempt.job.id}")
+
+    def _note_start(self, attempts: list[Attempt]) -> None:
+        now = time.monotonic()
+        for attempt in attempts:
+            self._running[attempt.job.id] = (attempt, now)
+        if self._sweep is None and self.task.options.timeout is not None and attempts:
+            self._sweep = asyncio.get_running_loop().call_later(self.task.options.timeout, self._cancel_late)
 
     async def _run(self, attempt: Attempt) -> None:
         """One attempt from its start until its outcome is on the way."""
         try:
-            outcome = await self._executor.run(attempt)
+            if 0 < attempt.job.crashes >= self.task.options.most_crashes - 1:
+                outcome = await self._run_alone(attempt)
+            else:
+                outcome = await self._executor.run(attempt)
         except BaseException:
             # The loop is being torn down, or the executor is broken: the lease brings the job back.
             self.held.pop(attempt.job.id, None)
@@ -104,6 +118,27 @@ class Pool:
             log.warning("%s %s: not settled, %s; it runs again", self.queue.name, attempt.job.id, error)
             self.held.pop(attempt.job.id, None)
 
+    async def _run_alone(self, attempt: Attempt) -> Outcome:
+        """Run a job on its last chance while no other such job runs in this process.
+
+        A job that kills its process takes its neighbours with it, time after time; only one that was the sole suspect
+        may end dead of it.
+        """
+        attempt.waiting = True
+        try:
+            async with self._alone:
+                if not await self._store.expose(self.queue, attempt.job):
+                    return Abandoned()
+                attempt.waiting = False
+                del self._running[attempt.job.id]  # its time starts now
+                self._note_start([attempt])
+                return await self._executor.run(attempt)
+        except (StoreUnavailable, ProtocolError) as error:
+            log.warning("%s %s: not started: %s", self.queue.name, attempt.job.id, error)
+            return Abandoned()
+        except asyncio.CancelledError:
+            return Abandoned() if attempt.stop is Stop.LEASE_LOST else Released()
+
     def _let_go(self, attempt: Attempt) -> None:
         self.held.pop(attempt.job.id, None)
         self.changed()
@@ -116,7 +151,7 @@ class Pool:
             return
         now = time.monotonic()
         for attempt, started in self._running.values():
-            if attempt.stop is not None:
+            if attempt.stop is not None or attempt.waiting:
                 continue
             if started + timeout > now:
                 self._sweep = asyncio.get_running_loop().call_later(started + timeout - now, self._cancel_late)

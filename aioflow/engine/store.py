@@ -69,6 +69,7 @@ class Leased:
     envelope: bytes | None
     attempt: int
     failures: int
+    crashes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,24 +227,30 @@ class Store:
                 answers[index] = answer
         return answers
 
-    async def claim(self, queue: Queue, count: int, lease_ms: int, token: str) -> Claimed:
+    async def claim(self, queue: Queue, count: int, lease_ms: int, token: str, *, most_crashes: int = 3) -> Claimed:
         """Lease up to `count` (at most 1,000) ready jobs under a token that was never used before.
 
         Not repeated: the jobs of a lost answer wait until their lease expires.
         """
         sent = time.monotonic()
-        words = (str(min(count, MOST_JOBS)), str(lease_ms), token, str(MOST_BYTES))
+        words = (str(min(count, MOST_JOBS)), str(lease_ms), token, str(MOST_BYTES), str(most_crashes))
         now_ms, next_due, ids, envelopes, rows = await self._call("queue/claim", queue, *words)
         self.clock.hear(now_ms)
         jobs = []
         for job_id, envelope, row in zip(ids, envelopes, rows, strict=True):
-            attempt, failures = 1, 0
+            attempt, failures, crashes = 1, 0, 0
             if row is not None:
-                _, before, failed, _, _ = row.split(b":")
-                attempt, failures = int(before) + 1, int(failed)
-            jobs.append(Leased(job_id.decode(), token, envelope, attempt, failures))
+                _, before, failed, crashed, _ = row.split(b":")
+                attempt, failures, crashes = int(before) + 1, int(failed), int(crashed)
+            jobs.append(Leased(job_id.decode(), token, envelope, attempt, failures, crashes))
         due_ms = int(float(next_due))
         return Claimed(jobs, sent, max(0, due_ms - now_ms) if due_ms else None)
+
+    async def expose(self, queue: Queue, job: Leased) -> bool:
+        """Count a crash of this job against it from now on; False where the lease is lost. May be repeated."""
+        script = scripts.load("queue/expose", plain=self._plain)
+        (reply,) = await self._ask(script, [evalsha(script, queue, (job.id, job.token, str(job.crashes)))], self._wire)
+        return bool(reply)
 
     async def settle(self, queue: Queue, settlements: Sequence[Settlement]) -> list[int | str]:
         """End attempts; per job 1 settled, 0 lease lost, or why it is dead instead. May be repeated."""

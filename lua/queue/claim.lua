@@ -1,13 +1,13 @@
 #!lua flags=allow-oom
 -- claim: promotes due jobs, then leases the first jobs in line to one runtime under one new token.
 -- KEYS: jobs hash, ready zset, scheduled zset, running zset, started zset, claims hash, config hash, bell list
--- ARGV: clock_ms (ms, 0: server time), count (jobs, at most 1000), lease_ms (ms), token (never used before), budget (bytes of envelopes, one job is always taken)
+-- ARGV: clock_ms (ms, 0: server time), count (jobs, at most 1000), lease_ms (ms), token (never used before), budget (bytes of envelopes, one job is always taken), most_crashes (the crash that ends a job)
 -- Returns: {now ms, next due ms or 0, ids, envelopes (false: lost record), claims rows before (false: first claim)}
 -- Guards: I1 I2 I4 I8 I9
 -- Repeat: no second effect but one lease: jobs of a lost reply wait for their lease to expire
 -- Cost: O(log n) per job
 local jobs, ready, scheduled, running, started, claims, config, bell = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8]
-local clock_ms, count, lease_ms, token, budget = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[5])
+local clock_ms, count, lease_ms, token, budget, most_crashes = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6])
 local CHUNK = 50
 
 if count < 1 or count > 1000 then
@@ -58,6 +58,10 @@ if #ids > 0 then
     if before[index] then
       local _
       _, attempt, failures, crashes, place = parse_row(before[index], id)
+      -- A job on its last chance waits until it may run alone; a crash before that is not its own, and adds up to none.
+      if crashes > 0 and crashes + 1 >= most_crashes then
+        crashes = crashes - 1
+      end
     end
     table.insert(rows, id)
     table.insert(rows, make_row(token, attempt + 1, failures, crashes, place))

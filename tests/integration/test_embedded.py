@@ -33,9 +33,11 @@ REPOSITORY = Path(embedded.__file__).parent.parent
 
 # Another runtime, in a process of its own: says its pid and the server's url, supervises until it is killed.
 RUNTIME = """
-import asyncio, os, sys
+import asyncio, os, signal, sys
 from pathlib import Path
 from aioflow.embedded import EmbeddedServer
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it
 
 async def main():
     server = EmbeddedServer(Path(sys.argv[1]))
@@ -215,9 +217,10 @@ async def test_the_pinned_settings_are_in_force(server: EmbeddedServer, data: Pa
 
 
 async def test_data_survives_a_restart_and_a_kill(data: Path) -> None:
-    server = EmbeddedServer(data)
+    server, records = EmbeddedServer(data), set()
     for turn in range(3):
         await server.start()
+        records.add((data / "socket").stat().st_ino)
         async with connected(server.url) as client:
             assert await client.incr("turns") == turn + 1
         if turn == 1:
@@ -225,6 +228,7 @@ async def test_data_survives_a_restart_and_a_kill(data: Path) -> None:
         else:
             assert await server.stop()
     assert starts(data) == 3
+    assert len(records) == 1  # not written again, since a full disk must not keep a server from coming up
 
 
 async def test_a_second_one_attaches(server: EmbeddedServer, data: Path) -> None:
@@ -429,7 +433,7 @@ async def test_supervision_logs_each_death_and_recovery_once(
             assert await answers(server)
             assert logged("WARNING") == deaths
     assert "ended at once with exit status 1" in caplog.text
-    assert "(exit status -9)" in caplog.text
+    assert "died (exit status -9)" in caplog.text
 
 
 async def test_a_server_that_keeps_dying_is_restarted_ever_later(
