@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import aiohttp
@@ -16,16 +17,19 @@ from redis.exceptions import RedisError
 from aioflow import Job, JobInfo, Page, Problem, Retry, Runtime, Service, State, StoreUnavailable
 from services.payments.gateways import Gateway, HttpGateway, SimulatedGateway
 from services.payments.models import GatewayError, Outcome, Payment, Receipt
-from services.payments.settings import PaymentsSettings
+from services.payments.settings import load_settings
 
 LARGEST_PAGE = 1000
 LEDGER = "gateway_ledger"
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+FARTHEST_MS = 2**42
+"""Times of timelines stay below it until 2109."""
 
 
 @asynccontextmanager
 async def lifespan(runtime: Runtime) -> AsyncIterator[Gateway]:
     """The gateway that the settings choose."""
-    settings = PaymentsSettings()
+    settings = load_settings()
     if settings.gateway_url is None:
         yield SimulatedGateway(
             runtime.redis,
@@ -36,8 +40,9 @@ async def lifespan(runtime: Runtime) -> AsyncIterator[Gateway]:
             latency=settings.simulated_latency,
         )
         return
-    async with aiohttp.ClientSession() as session:
-        yield HttpGateway(session, settings.gateway_url, timeout=settings.gateway_timeout)
+    # The task's concurrency bounds the calls; a call that waits for a connection would use up its time to answer.
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+        yield HttpGateway(session, str(settings.gateway_url), timeout=settings.gateway_timeout)
 
 
 service = Service("payments", lifespan=lifespan)
@@ -54,10 +59,12 @@ TXNS = "txns"
 INSUFFICIENT_TXNS = "insufficient_funds_records"
 
 
+# The gateway is asked with an idempotency key, so a payment may run again as often as its workers are killed.
 @service.task(
     concurrency=100,
     timeout=30,
     retry=Retry(attempts=5, base=0.5, longest=60, on=(GatewayError, TimeoutError)),
+    most_crashes=10,
 )
 async def charge(payment: Payment, job: Job) -> Receipt:
     """Ask the gateway and index the outcome; all of it lands with the acknowledgement or not at all."""
@@ -139,13 +146,13 @@ async def listing(request: web.Request, runtime: Runtime) -> dict[str, Any]:
     return {"payments": [_of_job(info) for info in infos if info is not None], "cursor": listed.cursor}
 
 
-@service.get("/payers/{party_id}/payments")
+@service.get("/payers/{party_id:[^/]+}/payments")
 async def made(request: web.Request, runtime: Runtime) -> dict[str, Any]:
     """The successful payments of a payer, oldest first; `status=insufficient_funds` for those that were declined."""
     return await _of_party(request, runtime, {"success": payments_made_by, "insufficient_funds": insufficient_made_by})
 
 
-@service.get("/recipients/{party_id}/payments")
+@service.get("/recipients/{party_id:[^/]+}/payments")
 async def received(request: web.Request, runtime: Runtime) -> dict[str, Any]:
     """The successful payments to a recipient, oldest first; `status=insufficient_funds` for the declined."""
     return await _of_party(
@@ -228,26 +235,32 @@ def _paging(request: web.Request) -> tuple[int, str | None]:
 
 
 def _range(request: web.Request) -> tuple[int, int]:
-    since_ms, until_ms = _time(request, "since", 0), _time(request, "until", 2**42)
+    since_ms, until_ms = _time(request, "since", 0), _time(request, "until", FARTHEST_MS)
     if until_ms < since_ms:
         raise _wrong("until", "it lies before since")
     return since_ms, until_ms
 
 
 def _time(request: web.Request, name: str, default: int) -> int:
-    """Epoch seconds or RFC 3339, in UTC ms."""
+    """Epoch seconds or RFC 3339, in UTC ms; reckoned without floats, which would miss by a millisecond."""
     text = request.query.get(name)
     if text is None:
         return default
     if re.fullmatch(r"[0-9]{1,10}(\.[0-9]{1,9})?", text):
-        return int(float(text) * 1000)
+        at_ms = int(Decimal(text) * 1000)
+    else:
+        at_ms = (_moment(name, text) - EPOCH) // timedelta(milliseconds=1)
+    return min(max(0, at_ms), FARTHEST_MS)
+
+
+def _moment(name: str, text: str) -> datetime:
     try:
-        moment = datetime.fromisoformat(text)
+        moment = datetime.fromisoformat(text.upper().replace(" ", "+"))  # an unescaped + comes as a space
     except ValueError:
         moment = None
     if moment is None or moment.tzinfo is None or "T" not in text.upper():
         raise _wrong(name, "use epoch seconds, or RFC 3339 with a zone, such as 2026-01-31T12:00:00Z")
-    return max(0, int(moment.timestamp() * 1000))
+    return moment
 
 
 def _number(request: web.Request, name: str, default: float) -> float:

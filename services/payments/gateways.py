@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import aiohttp
 import orjson
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from services.payments.models import GatewayError, Outcome, Payment
 
@@ -23,7 +24,7 @@ class Decision(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    txn_id: str
+    txn_id: Annotated[str, Field(min_length=1, max_length=200)]
     outcome: Outcome
 
 
@@ -70,9 +71,12 @@ class SimulatedGateway:
             outcome=Outcome.INSUFFICIENT_FUNDS if declined else Outcome.SUCCESS,
         )
         entry = orjson.dumps({**decision.model_dump(mode="json"), "payment": payment.model_dump()})
-        if not await self._redis.hsetnx(self._ledger_key, idempotency_key, entry):
-            first = await self._redis.hget(self._ledger_key, idempotency_key)
-            return Decision.model_validate_json(first or entry)
+        try:
+            if not await self._redis.hsetnx(self._ledger_key, idempotency_key, entry):
+                first = await self._redis.hget(self._ledger_key, idempotency_key)
+                return Decision.model_validate_json(first or entry)
+        except (RedisError, OSError) as error:
+            raise GatewayError(f"the simulated gateway cannot reach its ledger: {error}") from error
         return decision
 
     def _draw(self, *parts: str) -> float:
