@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import random
 import secrets
 import time
 from dataclasses import dataclass
@@ -36,20 +38,22 @@ class IdSource:
     def __init__(self) -> None:
         self._ms = 0
         self._tail = 0
+        self._random = random.Random(secrets.randbits(128))  # noqa: S311 - uniqueness, not secrecy
+        os.register_at_fork(after_in_child=self.__init__)  # type: ignore[misc]
 
     def next(self) -> str:
         """A new id, greater than every id this source gave before."""
         ms = time.time_ns() // 1_000_000
         if ms > self._ms:
             self._ms = ms
-            self._tail = secrets.randbits(73)
+            self._tail = self._random.getrandbits(73)
         else:
-            self._tail += 1 + secrets.randbits(32)
+            self._tail += 1 + self._random.getrandbits(32)
             if self._tail >> 74:
                 self._ms += 1
-                self._tail = secrets.randbits(73)
+                self._tail = self._random.getrandbits(73)
         high, low = self._tail >> 62, self._tail & (1 << 62) - 1
-        return f"{(self._ms << 16 | 0x7000 | high) << 64 | 1 << 63 | low:032x}"
+        return f"{self._ms:012x}{0x7000 | high:04x}{1 << 63 | low:016x}"
 
 
 new_id = IdSource().next
@@ -103,7 +107,7 @@ class HandleStore(Protocol):
     async def inspect(self, task_name: str, job_id: str) -> JobInfo: ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Handle(Generic[R]):
     """An accepted job, as its submitter sees it. `created` is False where the same id had been accepted before."""
 

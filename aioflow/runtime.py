@@ -268,16 +268,14 @@ class Runtime:
     ) -> Handle[Any]:
         """As `Task.submit`, for a task or its name "service.task"."""
         found = self.task(task)
-        what = f"submit {found.full_name}"
-        return await self._submit(
-            found, codec.encode_payload(found.signature.payload, payload, what), delay, id, priority
-        )
+        envelope = codec.encode_payload(found.signature.payload, payload, found.full_name)
+        return await self._submit(found, envelope, delay, id, priority)
 
     async def submit_json(self, task: Task[Any, Any], body: bytes, *, job_id: str | None = None) -> Handle[Any]:
         """Submit a payload given as JSON. Raises pydantic.ValidationError where it does not fit, and as `submit`."""
         adapter = task.signature.payload
         payload = codec.NOTHING if adapter is None else adapter.dump_json(adapter.validate_json(body))
-        return await self._submit(task, codec.seal(payload, f"submit {task.full_name}"), 0.0, job_id, DEFAULT_PRIORITY)
+        return await self._submit(task, codec.seal(payload, task.full_name), 0.0, job_id, DEFAULT_PRIORITY)
 
     async def _submit(
         self, task: Task[Any, Any], envelope: bytes, delay: float, job_id: str | None, priority: int
@@ -308,8 +306,10 @@ class Runtime:
 
     def task(self, task: Task[Any, Any] | str) -> Task[Any, Any]:
         """The task of that name. Raises ConfigError where this runtime does not hold it."""
+        if isinstance(task, Task) and task in self._queues:
+            return task
         for known in self._queues:
-            if known is task or known.full_name == task:
+            if known.full_name == task:
                 return known
         raise ConfigError(f"this runtime holds no task {task}; it holds {sorted(t.full_name for t in self._queues)}")
 

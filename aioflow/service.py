@@ -137,6 +137,8 @@ live_runtimes: list[RuntimeLike] = []
 
 def find_runtime(service: Service, instead: str) -> RuntimeLike:
     """The runtime that runs the calling handler, else the only live one that holds the service."""
+    if len(live_runtimes) == 1 and live_runtimes[0].holds(service):
+        return live_runtimes[0]
     holding = [runtime for runtime in live_runtimes if runtime.holds(service)]
     if len(holding) > 1:
         holding = [runtime for runtime in holding if runtime.runs_here()] or holding
@@ -171,6 +173,7 @@ class Task(Generic[P, R]):
             raise ConfigError(f"task {service.name}.{name}: annotate its parameters; {ONE_MODEL}")
         self.service = service
         self.name = name
+        self.full_name = f"{service.name}.{name}"
         self.handler = handler
         self.options = options
         self._signature: Signature | None = None
@@ -180,11 +183,6 @@ class Task(Generic[P, R]):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.handler(*args, **kwargs)
-
-    @property
-    def full_name(self) -> str:
-        """`service.task`."""
-        return f"{self.service.name}.{self.name}"
 
     @property
     def signature(self) -> Signature:

@@ -29,7 +29,9 @@ def _configured(project: Path) -> Sequence[str]:
         raise ConfigError(f"no service is named and there is no pyproject.toml here; {how}") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{project.resolve()} cannot be read: {error}") from error
-    names = table.get("tool", {}).get("aioflow", {}).get("services", [])
+    names: object = table
+    for part in ("tool", "aioflow", "services"):
+        names = names.get(part) if isinstance(names, dict) else None
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise ConfigError(f"{project.resolve()} names no services; {how}")
     return names
@@ -37,7 +39,7 @@ def _configured(project: Path) -> Sequence[str]:
 
 def _load(name: str) -> Service:
     module_name, _, attribute = name.partition(":")
-    if not module_name or not attribute:
+    if not attribute or not all(part.isidentifier() for part in module_name.split(".")):
         raise ConfigError(f"service {name!r}: write module:attribute, such as services.payments:service")
     try:
         module = importlib.import_module(module_name)

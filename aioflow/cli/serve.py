@@ -1,4 +1,8 @@
-"""`python -m aioflow serve`: workers and HTTP ingress of some services in one process, until a signal."""
+"""`python -m aioflow serve`: workers and HTTP ingress of some services in one process, until a signal.
+
+What keeps it from starting is said in one line, with exit code 2. Numbers are taken as text: settings are checked as a
+whole, in one place, wherever they come from.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,8 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -37,13 +43,17 @@ def serve(
         typer.Argument(help="module:attribute; default: [tool.aioflow] services", metavar="SERVICE"),
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one")] = None,
+    port: Annotated[str | None, typer.Option(help="Port to listen on; 0 takes a free one", metavar="NUMBER")] = None,
     redis: Annotated[str | None, typer.Option(help="redis://, rediss://, unix://, embedded: or memory:")] = None,
     data: Annotated[str | None, typer.Option(help="Folder of the embedded server's data")] = None,
-    workers: Annotated[int | None, typer.Option(help="Concurrency of each task, instead of its own")] = None,
+    workers: Annotated[
+        str | None, typer.Option(help="Concurrency of each task, instead of its own", metavar="NUMBER")
+    ] = None,
     no_workers: Annotated[bool, typer.Option("--no-workers", help="Only accept jobs")] = False,
     no_ingress: Annotated[bool, typer.Option("--no-ingress", help="Only run jobs")] = False,
-    grace: Annotated[float | None, typer.Option(help="Seconds that running handlers get when stopping")] = None,
+    grace: Annotated[
+        str | None, typer.Option(help="Seconds that running handlers get when stopping", metavar="SECONDS")
+    ] = None,
     pid_file: Annotated[Path | None, typer.Option(help="File to write the process id to")] = None,
     log_format: Annotated[str | None, typer.Option(help="text or json")] = None,
 ) -> None:
@@ -82,9 +92,15 @@ def bind(settings: Settings) -> socket.socket:
         except OSError:
             listener.close()
             raise
-    except OSError as error:
-        raise ConfigError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}") from error
+    except (OSError, UnicodeError) as error:
+        raise cannot_listen(settings, error) from error
     return listener
+
+
+def cannot_listen(settings: Settings, error: OSError | UnicodeError) -> ConfigError:
+    """What to raise where the address is taken or is none."""
+    reason = (isinstance(error, OSError) and error.strerror) or error
+    return ConfigError(f"cannot listen on {settings.host}:{settings.port}: {reason}")
 
 
 class Server:
@@ -112,18 +128,16 @@ class Server:
             loop.add_signal_handler(number, self._signalled, number)
         try:
             async with self._runtime as runtime:
-                ingress = await self._open_ingress()
-                self._write_pid_file()
-                print(self._greeting(), flush=True)  # noqa: T201 - what the command says
-                failed = await self._until_stop(runtime)
-                if ingress is not None:
-                    runtime.stop_waiting()
-                    await ingress.cleanup()
+                with self._named_in_pid_file():
+                    ingress = await self._open_ingress()
+                    print(self._greeting(), flush=True)  # noqa: T201 - what the command says
+                    failed = await self._until_stop(runtime)
+                    if ingress is not None:
+                        runtime.stop_waiting()
+                        await ingress.cleanup()
         finally:
             if self._listener is not None:
                 self._listener.close()
-            if self._pid_file is not None:
-                self._pid_file.unlink(missing_ok=True)
         return 1 if failed else 0
 
     def _signalled(self, number: int) -> None:
@@ -150,12 +164,31 @@ class Server:
             shutdown_timeout=LAST_ANSWERS_SECONDS,
         )
         await runner.setup()
-        await web.SockSite(runner, self._listener, backlog=BACKLOG).start()
+        try:
+            await web.SockSite(runner, self._listener, backlog=BACKLOG).start()
+        except OSError as error:
+            # Two processes can bind a port on which neither listens yet; the second to listen hears of it here.
+            await runner.cleanup()
+            raise cannot_listen(self._settings, error) from error
         return runner
 
-    def _write_pid_file(self) -> None:
-        if self._pid_file is not None:
-            self._pid_file.write_text(f"{os.getpid()}\n")
+    @contextmanager
+    def _named_in_pid_file(self) -> Iterator[None]:
+        """The pid file exists while jobs are accepted; one that another process has written over is left alone."""
+        if self._pid_file is None:
+            yield
+            return
+        mine = f"{os.getpid()}\n"
+        try:
+            self._pid_file.write_text(mine)
+        except OSError as error:
+            raise ConfigError(f"cannot write the pid file {self._pid_file}: {error.strerror or error}") from error
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                if self._pid_file.read_text() == mine:
+                    self._pid_file.unlink()
 
     def _greeting(self) -> str:
         if self._listener is None:

@@ -25,7 +25,7 @@ MOST_WAITING = 100_000
 MOST_WAITING_BYTES = 256 << 20
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Waiting(Generic[Item, Answer]):
     """An item in the line, and who waits for its answer."""
 
@@ -43,6 +43,7 @@ class Coalescer(Generic[Item, Answer]):
         self._line: deque[Waiting[Item, Answer]] = deque()
         self._line_bytes = 0
         self._in_flight = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._filled = asyncio.Event()
         self._emptied = asyncio.Event()
         self._emptied.set()
@@ -59,7 +60,9 @@ class Coalescer(Generic[Item, Answer]):
             raise StoreUnavailable(
                 f"{len(self._line)} items of {self._line_bytes} bytes wait to be sent to redis already; try again later"
             )
-        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()  # kept: on Python 3.11 each call of it is a system call
+        future: asyncio.Future[Answer] = self._loop.create_future()
         self._line.append(Waiting(item, size, future))
         self._line_bytes += size
         self._filled.set()

@@ -23,18 +23,26 @@ def encode_payload(adapter: TypeAdapter[Any] | None, payload: Any, what: str) ->
     """The envelope of a payload. Raises CodecError where it does not fit the declared type."""
     if adapter is None:
         if payload is not None:
-            raise CodecError(f"{what} takes no payload, got a {type(payload).__name__}")
+            raise CodecError(f"submit {what} takes no payload, got a {type(payload).__name__}")
         return b"\n" + NOTHING
     try:
-        return seal(adapter.dump_json(adapter.validate_python(payload), warnings="error"), what)
+        encoded = _encode(adapter, adapter.validator.validate_python(payload))
     except (ValidationError, PydanticSerializationError, ValueError) as error:
-        raise CodecError(f"{what}: the payload does not fit its type: {error}") from error
+        raise CodecError(f"submit {what}: the payload does not fit its type: {error}") from error
+    return seal(encoded, what)
+
+
+def _encode(adapter: TypeAdapter[Any], value: Any) -> bytes:
+    """JSON that has been read back: what is written is what a reader will accept, also of a mutated model."""
+    encoded: bytes = adapter.serializer.to_json(value, warnings=False)
+    adapter.validator.validate_json(encoded)
+    return encoded
 
 
 def seal(payload: bytes, what: str) -> bytes:
     """The envelope of JSON that has been validated. Raises CodecError where it is too large."""
     if len(payload) > PAYLOAD_LIMIT:
-        raise CodecError(f"{what}: a payload has at most {PAYLOAD_LIMIT} bytes, this one {len(payload)}")
+        raise CodecError(f"submit {what}: a payload has at most {PAYLOAD_LIMIT} bytes, this one {len(payload)}")
     return b"\n" + payload
 
 
@@ -50,18 +58,16 @@ def decode_payload(adapter: TypeAdapter[Any] | None, envelope: bytes | None) -> 
     if adapter is None:
         return None
     try:
-        return adapter.validate_json(payload_of(envelope))
+        return adapter.validator.validate_json(payload_of(envelope))
     except ValidationError as error:
         raise CodecError(f"the payload no longer fits its type: {error}") from error
 
 
 def encode_result(adapter: TypeAdapter[Any], result: Any) -> bytes:
     """A handler's result as JSON. Raises CodecError where it does not fit the declared type or is too large."""
-    if result is None:
-        return NOTHING
     try:
-        encoded = adapter.dump_json(result, warnings="error")
-    except (PydanticSerializationError, ValueError) as error:
+        encoded = _encode(adapter, result)
+    except (ValidationError, PydanticSerializationError, ValueError) as error:
         raise CodecError(f"the result does not fit its type: {error}") from error
     if len(encoded) > PAYLOAD_LIMIT:
         raise CodecError(f"a result has at most {PAYLOAD_LIMIT} bytes, this one {len(encoded)}")

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
+from functools import partial
 from typing import Any
 
 from aioflow.commit import Commit, Effect
@@ -54,7 +55,7 @@ class Attempt:
             self.stop = why
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Done:
     """The handler returned."""
 
@@ -62,7 +63,7 @@ class Done:
     effects: list[Effect]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Again:
     """The job runs again after a while; `failed`: that counts as a failure."""
 
@@ -71,7 +72,7 @@ class Again:
     effects: list[Effect]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Dead:
     """The job has no further attempt."""
 
@@ -100,6 +101,8 @@ class Executor:
         self._task = task
         self._signature: Signature = task.signature
         self._resources = resources
+        handler = task.handler
+        self._handler = handler if self._signature.is_async else partial(run_in_thread, handler)
 
     async def run(self, attempt: Attempt) -> Outcome:
         """Decode, call the handler, encode; every exception becomes an outcome."""
@@ -110,7 +113,7 @@ class Executor:
         except CodecError as error:
             return Dead("CodecError", str(error), [])
         try:
-            result = await self._call(payload, job)
+            result = await self._handler(*self._arguments(payload, job))
             return Done(codec.encode_result(self._signature.result, result), job.commit.effects)
         except RetryLater as again:
             return Again(again.seconds, False, job.commit.effects)
@@ -148,16 +151,13 @@ class Executor:
         log.warning("%s: %s: %s; again in %.1f s", where, name, message, delay)
         return Again(delay, True, job.commit.failure_effects)
 
-    async def _call(self, payload: Any, job: Job) -> Any:
+    def _arguments(self, payload: Any, job: Job) -> tuple[Any, ...]:
         signature = self._signature
-        arguments: list[Any] = []
-        if signature.payload is not None:
-            arguments.append(payload)
-        if signature.takes_job:
-            arguments.insert(0 if signature.job_first else len(arguments), job)
-        if signature.is_async:
-            return await self._task.handler(*arguments)
-        return await run_in_thread(self._task.handler, *arguments)
+        if signature.payload is None:
+            return (job,) if signature.takes_job else ()
+        if not signature.takes_job:
+            return (payload,)
+        return (job, payload) if signature.job_first else (payload, job)
 
 
 async def run_in_thread(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -14,14 +14,14 @@ from typing import Any, Protocol
 import orjson
 from aiohttp import web
 
-from aioflow.errors import JobFailed, ResultTimeout
+from aioflow.errors import AioflowError, ConfigError, JobFailed
 from aioflow.ingress.problems import Problem, problem_of
 from aioflow.job import Handle
 from aioflow.service import Route, Service, Task
 from aioflow.settings import Settings
 
 JSON = {"Content-Type": "application/json"}
-WAIT = re.compile(r"(?:^|[,;\s])wait=(\d{1,6})(?:$|[,;\s])", re.IGNORECASE)
+WAIT = re.compile(r"(?:^|[,;\s])wait=([0-9]{1,6})(?:$|[,;\s])", re.IGNORECASE)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -43,11 +43,14 @@ class RuntimeApi(Protocol):
 
 
 def make_app(runtime: RuntimeApi) -> web.Application:
-    """The application that answers for every service of a started runtime."""
+    """The application that answers for every service of a started runtime. Raises ConfigError for a wrong route."""
     app = web.Application(client_max_size=runtime.settings.body_limit, middlewares=[answer_problems])
     for service in runtime.services.values():
         for route in service.routes:
-            app.router.add_route(route.method, route.path, _handler(route, runtime))
+            try:
+                app.router.add_route(route.method, route.path, _handler(route, runtime))
+            except (ValueError, RuntimeError) as error:
+                raise ConfigError(f"service {service.name}, route {route.method} {route.path}: {error}") from error
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/readyz", _readyz(runtime))
     return app
@@ -55,10 +58,12 @@ def make_app(runtime: RuntimeApi) -> web.Application:
 
 @web.middleware
 async def answer_problems(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Every exception becomes a problem response."""
+    """Every exception becomes a problem response, save the redirects that aiohttp raises."""
     try:
         return await handler(request)
-    except Exception as error:  # noqa: BLE001 - the last stop before the client
+    except Exception as error:  # the last stop before the client
+        if isinstance(error, web.HTTPException) and error.status < 400:
+            raise
         return problem_of(error).response()
 
 
@@ -117,37 +122,42 @@ class Submission:
         if runtime.memory_share > self._watermark:
             raise Problem(503, f"redis is {runtime.memory_share:.0%} full; nothing new is taken for now")
         key = request.headers.get("Idempotency-Key")
-        wait = request.headers.get("Prefer")
+        wait = WAIT.search(",".join(request.headers.getall("Prefer", ())))
         handle = await runtime.submit_json(
-            self._task, await request.read(), job_id=None if key is None else id_of_key(self._task, key)
+            self._task, await body_of(request), job_id=None if key is None else id_of_key(self._task, key)
         )
         headers = dict(JSON)
         if self._location is not None:
-            headers["Location"] = self._location.format(id=handle.id)
-        if wait is not None and (asked := WAIT.search(wait)):
-            outcome = await self._outcome(handle, min(float(asked[1]), self._longest_wait))
+            headers["Location"] = self._location.replace("{id}", handle.id)
+        if wait is not None:
+            outcome = await self._outcome(handle, min(float(wait[1]), self._longest_wait))
             if outcome is not None:
-                headers["Preference-Applied"] = f"wait={asked[1]}"
-                return web.Response(status=200, body=orjson.dumps(outcome), headers=headers)
+                headers["Preference-Applied"] = f"wait={wait[1]}"
+                return web.Response(status=200, body=outcome, headers=headers)
         # An id is hex here, or printable ASCII that needs no escapes.
         return web.Response(
             status=202, body=b'{"status":"OK","tracking_id":"' + handle.id.encode() + b'"}', headers=headers
         )
 
-    async def _outcome(self, handle: Handle[Any], seconds: float) -> dict[str, Any] | None:
+    async def _outcome(self, handle: Handle[Any], seconds: float) -> bytes | None:
+        """None where it cannot be had in time: what was accepted stays accepted, even if Redis goes away now."""
         try:
             result = await handle.result(timeout=seconds)
-        except ResultTimeout:
-            return None
         except JobFailed as failure:
-            return {
-                "status": "dead",
-                "tracking_id": handle.id,
-                "error": failure.error,
-                "message": failure.message,
-            }
-        encoded = self._task.signature.result.dump_python(result, mode="json")
-        return {"status": "done", "tracking_id": handle.id, "result": encoded}
+            told = {"status": "dead", "tracking_id": handle.id, "error": failure.error, "message": failure.message}
+            return orjson.dumps(told)
+        except AioflowError:
+            return None
+        encoded = self._task.signature.result.dump_json(result)
+        return b'{"status":"done","tracking_id":"' + handle.id.encode() + b'","result":' + encoded + b"}"
+
+
+async def body_of(request: web.Request) -> bytes:
+    """The body. A client that goes away in its middle is no fault of the service's, and nobody reads the answer."""
+    try:
+        return await request.read()
+    except ConnectionError as error:
+        raise Problem(400, "the connection ended before the body did") from error
 
 
 def id_of_key(task: Task[Any, Any], key: str) -> str:

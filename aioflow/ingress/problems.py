@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from typing import Any
 
 import orjson
@@ -34,6 +33,9 @@ TITLES = {
     503: "Service unavailable",
 }
 RETRY_SECONDS = {429: 1, 503: 2}
+MOST_ERRORS = 20
+"""Errors that one answer names: a body of a megabyte can hold 100,000 of them."""
+LONGEST_FIELD = 200
 
 
 class Problem(Exception):
@@ -59,10 +61,12 @@ class Problem(Exception):
             "type": "about:blank",
             "title": TITLES.get(self.status, "Error"),
             "status": self.status,
-            "detail": self.detail,
+            "detail": _sendable(self.detail),
         }
         if self.errors:
-            body["errors"] = [{"field": field, "message": message} for field, message in self.errors]
+            body["errors"] = [
+                {"field": _sendable(field), "message": _sendable(message)} for field, message in self.errors
+            ]
         headers = {"Content-Type": "application/problem+json", **self.headers}
         if self.status in RETRY_SECONDS:
             headers.setdefault("Retry-After", str(RETRY_SECONDS[self.status]))
@@ -88,6 +92,8 @@ def problem_of(error: Exception) -> Problem:
             return Problem(413 if "has at most" in str(error) else 422, str(error))
         case web.HTTPRequestEntityTooLarge():
             return Problem(413, "the body is larger than this server takes")
+        case web.RequestPayloadError():
+            return Problem(400, "the body cannot be read as its Content-Encoding says")
         case web.HTTPException():
             headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
             details = {404: "there is nothing at this path", 405: f"use {headers.get('Allow')} here"}
@@ -101,14 +107,18 @@ def problem_of(error: Exception) -> Problem:
 
 
 def _validation_problem(error: ValidationError) -> Problem:
-    errors = [(".".join(str(part) for part in item["loc"]), item["msg"]) for item in error.errors()]
-    kinds = {item["type"] for item in error.errors()}
-    if kinds <= {"json_invalid"}:
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    errors = [
+        (".".join(str(part) for part in item["loc"])[:LONGEST_FIELD] or "body", item["msg"])
+        for item in found[:MOST_ERRORS]
+    ]
+    if {item["type"] for item in found} <= {"json_invalid"}:
         return Problem(400, f"the body is not JSON: {errors[0][1]}")
-    named = "; ".join(f"{field or 'body'}: {message}" for field, message in errors)
-    return Problem(422, named, errors=errors)
+    named = "; ".join(f"{field}: {message}" for field, message in errors)
+    more = f"; and {len(found) - len(errors)} more" if len(found) > len(errors) else ""
+    return Problem(422, named + more, errors=errors)
 
 
-def retry_after(seconds: float) -> str:
-    """A Retry-After value, whole seconds."""
-    return str(max(1, math.ceil(seconds)))
+def _sendable(text: str) -> str:
+    """Text as UTF-8 can carry it: what came in a header may hold bytes that are none."""
+    return text.encode(errors="replace").decode()
