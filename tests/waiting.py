@@ -6,17 +6,21 @@ import asyncio
 import inspect
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar, overload
 
 T = TypeVar("T")
 
 
-async def wait_until(condition: Callable[[], T | Awaitable[T]], seconds: float = 10.0) -> T:
+@overload
+async def wait_until(condition: Callable[[], Awaitable[T]], seconds: float = ...) -> T: ...
+@overload
+async def wait_until(condition: Callable[[], T], seconds: float = ...) -> T: ...
+async def wait_until(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
     """Ask again and again until the answer is true, and return it; fail after so many seconds."""
     end = time.monotonic() + seconds
     while True:
         asked = condition()
-        answer: T = await asked if inspect.isawaitable(asked) else asked
+        answer = await asked if inspect.isawaitable(asked) else asked
         if answer:
             return answer
         if time.monotonic() > end:

@@ -1,0 +1,1 @@
+"""The benchmark, run by hand: `python -m tests.bench`. Figures, never asserted."""

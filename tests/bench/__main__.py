@@ -1,0 +1,203 @@
+"""`python -m tests.bench [--rounds N] [--only NAME]`: each figure as median and spread, beside its bar.
+
+Full records, typed payloads, timeouts, retry policy and fenced settles stay on in all of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import aiohttp
+import redis
+import uvloop
+
+from aioflow import Runtime
+from tests.bench.http import bare_server, requests_per_second
+from tests.bench.tasks import Small, noop, service, starts
+from tests.serving import Serve
+from tests.valkey import Valkey
+from tests.waiting import wait_until
+
+SUBMITTERS = 200
+JOBS = 60_000
+FSYNC_JOBS = 30_000
+PROBES = 500
+HTTP_SECONDS = 4.0
+
+
+async def submit_all(jobs: int) -> float:
+    """Submits per second of many concurrent submitters."""
+
+    async def submitter(count: int) -> None:
+        for number in range(count):
+            await noop.submit(Small(number=number))
+
+    began = time.perf_counter()
+    await asyncio.gather(*(submitter(jobs // SUBMITTERS) for _ in range(SUBMITTERS)))
+    return jobs / (time.perf_counter() - began)
+
+
+async def drain(url: str) -> float:
+    """Jobs per second from the start of the workers until nothing is open."""
+    runtime = Runtime([service], redis=url)
+
+    async def empty() -> bool:
+        return (await runtime.sizes(noop)).open == 0
+
+    async with Runtime([service], redis=url, workers=False) as looking:
+        before = await looking.sizes(noop)
+    began = time.perf_counter()
+    async with runtime:
+        await wait_until(empty, 120)
+        return before.open / (time.perf_counter() - began)
+
+
+async def submits_and_drain(server: Valkey, jobs: int) -> tuple[float, float]:
+    """Fill an empty server, then drain it."""
+    async with Runtime([service], redis=server.url, workers=False) as runtime:
+        await runtime.redis.flushall()
+        submitted = await submit_all(jobs)
+    return submitted, await drain(server.url)
+
+
+async def idle_start(server: Valkey) -> float:
+    """Median milliseconds from the call of submit to the first line of the handler, one job at a time."""
+    async with Runtime([service], redis=server.url) as runtime:
+        await runtime.redis.flushall()
+        while not starts.empty():
+            starts.get_nowait()
+        took = []
+        for number in range(PROBES):
+            began = time.perf_counter()
+            await noop.submit(Small(number=number))
+            took.append(await starts.get() - began)
+        return statistics.median(took) * 1000
+
+
+async def payments_against_bare(server: Valkey) -> tuple[float, float]:
+    """Requests per second of POST /payments without workers, and of a bare aiohttp handler, one after the other."""
+    serve = Serve("--redis", server.url, "--port", "0", "--no-workers", environment={"PYTHONDEVMODE": ""})
+    await serve.start()
+    try:
+        ours = await requests_per_second(serve.url, HTTP_SECONDS)
+    finally:
+        await serve.stop()
+        serve.close()
+    async with bare_server() as url:
+        bare = await requests_per_second(url, HTTP_SECONDS)
+    return ours, bare
+
+
+class Figures:
+    """What was measured, by name."""
+
+    def __init__(self) -> None:
+        self.rounds: dict[str, list[float]] = {}
+
+    def add(self, name: str, value: float) -> None:
+        """Take one round's value."""
+        self.rounds.setdefault(name, []).append(value)
+
+    def line(self, name: str, unit: str, bar: str) -> str:
+        """Median, spread and bar of a figure."""
+        values = self.rounds.get(name)
+        if not values:
+            return f"{name:48} not measured"
+        low, middle, high = min(values), statistics.median(values), max(values)
+        return f"{name:48} {middle:>12,.2f} {unit:10} ({low:,.2f} to {high:,.2f})  bar: {bar}"
+
+
+LINES = [
+    ("submits, 200 submitters", "jobs/s", "60,000"),
+    ("drain, 100 workers", "jobs/s", "20,000"),
+    ("submit to handler start, idle, p50", "ms", "below 0.70"),
+    ("submits, appendfsync always", "jobs/s", "-"),
+    ("drain, appendfsync always", "jobs/s", "10,000"),
+    ("POST /payments, no workers", "requests/s", "-"),
+    ("bare aiohttp", "requests/s", "-"),
+    ("POST /payments as a share of bare aiohttp", "%", "55"),
+]
+
+
+async def measure(rounds: int, only: str) -> Figures:
+    """All rounds, alternating."""
+    figures = Figures()
+    plain, safe = Valkey(), Valkey(fsync=True)
+
+    async def memory() -> None:
+        submitted, drained = await submits_and_drain(plain, JOBS)
+        figures.add("submits, 200 submitters", submitted)
+        figures.add("drain, 100 workers", drained)
+
+    async def latency() -> None:
+        figures.add("submit to handler start, idle, p50", await idle_start(plain))
+
+    async def fsync() -> None:
+        submitted, drained = await submits_and_drain(safe, FSYNC_JOBS)
+        figures.add("submits, appendfsync always", submitted)
+        figures.add("drain, appendfsync always", drained)
+
+    async def http() -> None:
+        ours, bare = await payments_against_bare(plain)
+        figures.add("POST /payments, no workers", ours)
+        figures.add("bare aiohttp", bare)
+        figures.add("POST /payments as a share of bare aiohttp", 100 * ours / bare)
+
+    parts: dict[str, Callable[[], Awaitable[None]]] = {
+        "memory": memory,
+        "latency": latency,
+        "fsync": fsync,
+        "http": http,
+    }
+    try:
+        plain.start()
+        safe.start()
+        for number in range(rounds):
+            print(f"round {number + 1} of {rounds}", file=sys.stderr)
+            for name, part in parts.items():
+                if only in ("", name):
+                    await part()
+    finally:
+        plain.close()
+        safe.close()
+    return figures
+
+
+def machine() -> str:
+    """What it was measured on."""
+    cpu = (
+        re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) if Path("/proc/cpuinfo").exists() else None
+    )
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
+    return (
+        f"{os.cpu_count()} cores, {cpu[1] if cpu else platform.processor()}; Python {platform.python_version()}, "
+        f"redis-py {redis.__version__}, aiohttp {aiohttp.__version__}, uvloop {version('uvloop')}; "
+        f"commit {commit.strip()}"
+    )
+
+
+def main() -> None:
+    """Measure and print."""
+    options = argparse.ArgumentParser(prog="python -m tests.bench")
+    options.add_argument("--rounds", type=int, default=5)
+    options.add_argument("--only", choices=["memory", "latency", "fsync", "http"], default="")
+    chosen = options.parse_args()
+    figures = uvloop.run(measure(chosen.rounds, chosen.only))
+    print(machine())
+    for name, unit, bar in LINES:
+        print(figures.line(name, unit, bar))
+
+
+if __name__ == "__main__":
+    main()

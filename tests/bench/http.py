@@ -1,0 +1,120 @@
+"""A load generator for one kind of request, and the bare aiohttp server it is compared with.
+
+Both run in processes of their own; the generator keeps one request in flight on each of its connections.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import cast
+from urllib.parse import urlsplit
+
+import orjson
+import uvloop
+from aiohttp import web
+
+from tests.waiting import wait_until
+
+CONNECTIONS = 64
+BODY = orjson.dumps({"payer_id": "ann", "recipient_id": "bob", "amount": 1250, "currency": "USD"})
+
+
+class Requester(asyncio.Protocol):
+    """One connection that posts again as soon as it is answered."""
+
+    def __init__(self, host: str, until: float) -> None:
+        self._request = (
+            f"POST /payments HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(BODY)}\r\n\r\n"
+        ).encode() + BODY
+        self._until = until
+        self._transport: asyncio.WriteTransport | None = None
+        self.answered = 0
+        self.done = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.WriteTransport", transport)
+        self._transport.write(self._request)
+
+    def data_received(self, data: bytes) -> None:
+        # Answers are smaller than a segment, so each comes in one piece.
+        assert data.startswith(b"HTTP/1.1 202"), data[:200]
+        self.answered += 1
+        assert self._transport is not None
+        if time.monotonic() < self._until:
+            self._transport.write(self._request)
+        elif not self.done.done():
+            self.done.set_result(None)
+            self._transport.close()
+
+
+def _generate(url: str, seconds: float, told: multiprocessing.Queue[float]) -> None:
+    async def run() -> None:
+        parts = urlsplit(url)
+        began = time.monotonic()
+        made = [
+            await asyncio.get_running_loop().create_connection(
+                lambda: Requester(parts.netloc, began + seconds), str(parts.hostname), int(parts.port or 80)
+            )
+            for _ in range(CONNECTIONS)
+        ]
+        await asyncio.gather(*(requester.done for _, requester in made))
+        told.put(sum(requester.answered for _, requester in made) / (time.monotonic() - began))
+
+    uvloop.run(run())
+
+
+async def requests_per_second(url: str, seconds: float) -> float:
+    """What a server answers; the first second is a warm-up."""
+    context = multiprocessing.get_context("spawn")
+    told: multiprocessing.Queue[float] = context.Queue()
+    for length in (1.0, seconds):
+        generator = context.Process(target=_generate, args=(url, length, told), daemon=True)
+        generator.start()
+        rate = await asyncio.to_thread(told.get, True, seconds + 30)
+        await asyncio.to_thread(generator.join)
+    return rate
+
+
+def _serve_bare(port: int) -> None:
+    async def accept(request: web.Request) -> web.Response:
+        orjson.loads(await request.read())
+        return web.Response(
+            status=202, body=b'{"status":"OK","tracking_id":"x"}', headers={"Content-Type": "application/json"}
+        )
+
+    async def run() -> None:
+        app = web.Application()
+        app.router.add_post("/payments", accept)
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", port).start()
+        await asyncio.Event().wait()
+
+    uvloop.run(run())
+
+
+@asynccontextmanager
+async def bare_server() -> AsyncIterator[str]:
+    """The URL of an aiohttp handler that only parses the JSON and answers 202."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    process = multiprocessing.get_context("spawn").Process(target=_serve_bare, args=(port,), daemon=True)
+    process.start()
+
+    def listening() -> bool:
+        with socket.socket() as client:
+            return client.connect_ex(("127.0.0.1", port)) == 0
+
+    try:
+        await wait_until(listening)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.kill()
+        process.join()
