@@ -31,13 +31,14 @@ class State(StrEnum):
 class IdSource:
     """Makes UUIDv7 ids (RFC 9562, 32 hex digits) that sort by the order in which this process made them.
 
-    Within a millisecond the 74 bits behind the time grow by a random step (RFC 9562, section 6.2, method 2), so that
-    jobs of one submitter stay first in, first out and ids of different processes do not collide.
+    Within a millisecond the last 60 bits grow by a random step (RFC 9562, section 6.2, method 2), so that jobs of one
+    submitter stay first in, first out and ids of different processes do not collide.
     """
 
     def __init__(self) -> None:
         self._ms = 0
         self._tail = 0
+        self._head = ""  # of this millisecond: the time, the version, 12 random bits and the variant
         self._random = random.Random(secrets.randbits(128))  # noqa: S311 - uniqueness, not secrecy
         os.register_at_fork(after_in_child=self.__init__)  # type: ignore[misc]
 
@@ -45,15 +46,17 @@ class IdSource:
         """A new id, greater than every id this source gave before."""
         ms = time.time_ns() // 1_000_000
         if ms > self._ms:
-            self._ms = ms
-            self._tail = self._random.getrandbits(73)
+            self._begin(ms)
         else:
             self._tail += 1 + self._random.getrandbits(32)
-            if self._tail >> 74:
-                self._ms += 1
-                self._tail = self._random.getrandbits(73)
-        high, low = self._tail >> 62, self._tail & (1 << 62) - 1
-        return f"{self._ms:012x}{0x7000 | high:04x}{1 << 63 | low:016x}"
+            if self._tail >> 60:
+                self._begin(self._ms + 1)
+        return f"{self._head}{self._tail:015x}"
+
+    def _begin(self, ms: int) -> None:
+        self._ms = ms
+        self._head = f"{ms:012x}7{self._random.getrandbits(12):03x}{8 | self._random.getrandbits(2):x}"
+        self._tail = self._random.getrandbits(59)
 
 
 new_id = IdSource().next

@@ -99,7 +99,7 @@ class TaskOptions:
             (not 1 <= self.concurrency <= 10_000, f"concurrency={self.concurrency} is not 1 to 10,000"),
             (self.timeout is not None and self.timeout <= 0, f"timeout={self.timeout} is not above 0"),
             (not 0.5 <= self.lease <= 3600, f"lease={self.lease} is not 0.5 to 3,600 seconds"),
-            (self.most_crashes < 1, f"most_crashes={self.most_crashes} is not at least 1"),
+            (not 1 <= self.most_crashes <= 100, f"most_crashes={self.most_crashes} is not 1 to 100"),
             (
                 min(self.keep_done, self.keep_dead) < RETENTION_FLOOR,
                 f"keep_done={self.keep_done}, keep_dead={self.keep_dead}: at least {RETENTION_FLOOR:g} seconds",

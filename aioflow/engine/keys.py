@@ -55,14 +55,14 @@ def results_channel(namespace: str, runtime_id: str) -> str:
     return f"{namespace}:{LAYOUT}:results:{runtime_id}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Queue:
-    """One task in one shard of one service, and the names of its keys."""
+    """One task in one shard of one service, and the names of its keys; a runtime makes each once."""
 
     namespace: str
     service: str
     task: str
-    keys: dict[str, str] = field(init=False, compare=False, repr=False)
+    keys: dict[str, str] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         prefix = f"{shard_prefix(self.namespace, self.service)}:q:{self.task}"

@@ -207,14 +207,13 @@ class Store:
         Returns only once all of them are as durable as asked, else raises StoreUnavailable. May be repeated.
         """
         script = scripts.load("queue/submit", plain=self._plain)
-        by_queue: dict[Queue, list[int]] = {}
-        for index, job in enumerate(jobs):
-            by_queue.setdefault(job.queue, []).append(index)
+        by_queue: dict[Queue, list[NewJob]] = {}
+        for job in jobs:
+            by_queue.setdefault(job.queue, []).append(job)
         commands: list[Command] = []
-        for queue, indices in by_queue.items():
-            words: list[str | bytes] = [self._clock_word(), str(len(indices))]
-            for index in indices:
-                job = jobs[index]
+        for queue, mine in by_queue.items():
+            words: list[str | bytes] = [self._clock_word(), str(len(mine))]
+            for job in mine:
                 words += (job.id, job.envelope, str(job.priority), job.due)
             commands.append(evalsha(script, queue, words))
         # WAITAOF speaks for the writes of its own connection only: one pipeline on a connection of its own.
@@ -224,11 +223,8 @@ class Store:
         replies = await self._ask(script, commands, self._receipts if fsync else self._wire)
         if fsync and replies.pop()[0] < 1:
             raise StoreUnavailable(f"redis did not fsync within {RECEIPT_MS} ms; the jobs may have been taken")
-        answers = [0] * len(jobs)
-        for indices, reply in zip(by_queue.values(), replies, strict=True):
-            for index, answer in zip(indices, self._heard(reply), strict=True):
-                answers[index] = answer
-        return answers
+        answers = {queue: iter(self._heard(reply)) for queue, reply in zip(by_queue, replies, strict=True)}
+        return [next(answers[job.queue]) for job in jobs]
 
     async def claim(self, queue: Queue, count: int, lease_ms: int, token: str, *, most_crashes: int = 3) -> Claimed:
         """Lease up to `count` (at most 1,000) ready jobs under a token that was never used before.
@@ -252,7 +248,7 @@ class Store:
     async def expose(self, queue: Queue, job: Leased) -> bool:
         """Count a crash of this job against it from now on; False where the lease is lost. May be repeated."""
         script = scripts.load("queue/expose", plain=self._plain)
-        (reply,) = await self._ask(script, [evalsha(script, queue, (job.id, job.token, str(job.crashes)))], self._wire)
+        (reply,) = await self._ask(script, [evalsha(script, queue, (job.id, job.token))], self._wire)
         return bool(reply)
 
     async def settle(self, queue: Queue, settlements: Sequence[Settlement]) -> list[int | str]:
@@ -311,10 +307,10 @@ class Store:
         words = [str(len(jobs)), *(word for job in jobs for word in job)]
         return [answer == 1 for answer in self._heard(await self._call("queue/requeue", queue, *words))]
 
-    async def inspect(self, queue: Queue, ids: Sequence[str], *, full: bool = True) -> list[JobInfo | None]:
-        """What is known of jobs; None where no record is kept. Without `full`, no payloads and results."""
+    async def inspect(self, queue: Queue, ids: Sequence[str]) -> list[JobInfo | None]:
+        """What is known of jobs, as one moment; None where no record is kept."""
         script = scripts.load("queue/inspect", plain=self._plain)
-        call = evalsha(script, queue, (str(len(ids)), "1" if full else "0", *ids))
+        call = evalsha(script, queue, (str(len(ids)), *ids))
         (replies,) = await self._ask(script, [call], self._wire)
         return [None if reply is None else _job_info(job_id, reply) for job_id, reply in zip(ids, replies, strict=True)]
 
@@ -485,7 +481,7 @@ def _job_info(job_id: str, reply: list[Any]) -> JobInfo:
         head, _, result = line.partition(b"\n")
         _, token, attempt, failures, crashes, _, submitted, started = head.split(b":")
     elif row is not None:
-        token, attempt, failures, crashes, _ = row.split(b":")
+        token, attempt, failures, crashes, _ = row.rpartition(b"/")[2].split(b":")
     else:
         token, attempt, failures, crashes = b"", 0, 0, 0
     at_ms = int(float(score))
@@ -497,8 +493,8 @@ def _job_info(job_id: str, reply: list[Any]) -> JobInfo:
         started_ms=int(float(started)) if started else None,
         attempt=int(attempt),
         failures=int(failures),
-        crashes=int(crashes),
-        token=token.rpartition(b"/")[2].decode(),
+        crashes=int(crashes) % 1000,  # more while it waits for its last chance
+        token=token.decode(),
         payload=(envelope or b"").partition(b"\n")[2],
         result=result,
     )

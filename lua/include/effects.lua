@@ -14,6 +14,11 @@ local function whole_number(text)
   return number and math.abs(number) <= LARGEST and whole(number) == text and text ~= '-0' and number or nil
 end
 
+-- As much of a value as a message shows, in plain ASCII.
+local function shown(value)
+  return (string.gsub(string.sub(value, 1, 40), '[^\32-\126]', '?'))
+end
+
 -- nil, or why these effects cannot land. types and numbers are the state as the earlier effects will leave it.
 local function refuse_effects(effects)
   local types, numbers = {}, {}
@@ -31,14 +36,14 @@ local function refuse_effects(effects)
       types[key] = op.type
     else
       types[key] = 'none'
-      numbers[key] = {}
+      numbers[key] = setmetatable({}, {__index = function() return '0' end})
     end
     if effect.op == 'record' then
       if effect[1] ~= '' and not whole_number(effect[1]) then
-        return where .. 'the time is not a whole number of ms: ' .. string.sub(effect[1], 1, 40)
+        return where .. 'the time is not a whole number of ms: ' .. shown(effect[1])
       end
       if not whole_number(effect[3]) or tonumber(effect[3]) < 0 then
-        return where .. 'keep is not a whole number of ms: ' .. string.sub(effect[3], 1, 40)
+        return where .. 'keep is not a whole number of ms: ' .. shown(effect[3])
       end
     elseif effect.op == 'hset' then
       numbers[key] = numbers[key] or {}
@@ -50,8 +55,8 @@ local function refuse_effects(effects)
       numbers[key] = numbers[key] or {}
       local held = numbers[key][effect[1]] or redis.call('HGET', key, effect[1]) or '0'
       local number, step = whole_number(held), whole_number(effect[2])
-      if not number or not step or math.abs(number + step) > LARGEST then
-        return where .. 'not a whole number within 2^53: ' .. string.sub(held, 1, 40) .. ' + ' .. string.sub(effect[2], 1, 40)
+      if not number or not step or step > 0 and number > LARGEST - step or number < -LARGEST - step then
+        return where .. 'not a whole number within 2^53: ' .. shown(held) .. ' + ' .. shown(effect[2])
       end
       numbers[key][effect[1]] = whole(number + step)
     end

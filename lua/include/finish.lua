@@ -1,12 +1,16 @@
 -- A results row is kind:TOKEN:attempt:failures:crashes:place:submitted ms:started ms, a newline, the result as JSON.
 local ended, result_rows, ends = {}, {}, {done = {}, dead = {}}
+local ended_count = 0
+local end_time = whole(now_ms)
 
 local function finish(id, kind, row, submitted, started, result)
-  table.insert(ended, id)
-  table.insert(result_rows, id)
-  table.insert(result_rows, kind .. ':' .. row .. ':' .. (submitted or '0') .. ':' .. (started or '0') .. '\n' .. result)
-  table.insert(ends[kind], now_ms)
-  table.insert(ends[kind], id)
+  ended_count = ended_count + 1
+  ended[ended_count] = id
+  result_rows[2 * ended_count - 1] = id
+  result_rows[2 * ended_count] = kind .. ':' .. row .. ':' .. (submitted or '0') .. ':' .. (started or '0') .. '\n' .. result
+  local of_kind = ends[kind]
+  local length = #of_kind
+  of_kind[length + 1], of_kind[length + 2] = end_time, id
 end
 
 local function tell_waiters()

@@ -1,6 +1,8 @@
 -- A claims row is token:attempt:failures:crashes:place. The token names the live lease; once the lease is over it is
--- "-" (expired, or never claimed), or "retry/TOKEN" or "release/TOKEN", so that a repeated call hears its first answer.
+-- "-" (expired, or never claimed), or "retry/TOKEN", "release/TOKEN" or "requeue/TOKEN", so that a repeated call hears its
+-- first answer. A job on its last chance that is leased but not started counts its crashes from WAITING on.
 local PRIORITY_STEP = 2 ^ 42
+local WAITING = 1000
 
 local function parse_row(row, id)
   local token, attempt, failures, crashes, place = string.match(row, '^([^:]*):(%d+):(%d+):(%d+):(%d+)$')

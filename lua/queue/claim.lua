@@ -19,6 +19,7 @@ end
 --@include row
 --@include promote
 
+redis.call('HLEN', jobs)
 redis.call('ZCARD', running)
 redis.call('ZCARD', started)
 redis.call('LLEN', bell)
@@ -29,20 +30,20 @@ promote(1000)
 
 -- Envelopes are read a chunk at a time, so that a line of large ones does not read more than the budget and a chunk.
 local line = redis.call('ZRANGE', ready, 0, count - 1, 'WITHSCORES')
-local ids, places, envelopes, bytes = {}, {}, {}, 0
+local ids, places, envelopes, claimed, bytes = {}, {}, {}, 0, 0
 for first = 1, #line, 2 * CHUNK do
-  local chunk = {}
+  local chunk, length = {}, 0
   for at = first, math.min(first + 2 * CHUNK - 2, #line - 1), 2 do
-    table.insert(chunk, line[at])
+    length = length + 1
+    chunk[length] = line[at]
   end
   for index, envelope in ipairs(redis.call('HMGET', jobs, unpack(chunk))) do
     bytes = bytes + (envelope and #envelope or 0)
-    if bytes > budget and #ids > 0 then
+    if bytes > budget and claimed > 0 then
       break
     end
-    table.insert(ids, chunk[index])
-    table.insert(places, line[first + 2 * (index - 1) + 1])
-    table.insert(envelopes, envelope)
+    claimed = claimed + 1
+    ids[claimed], places[claimed], envelopes[claimed] = chunk[index], line[first + 2 * index - 1], envelope
   end
   if bytes > budget then
     break
@@ -50,30 +51,31 @@ for first = 1, #line, 2 * CHUNK do
 end
 
 local before = {}
-if #ids > 0 then
+if claimed > 0 then
   before = redis.call('HMGET', claims, unpack(ids))
+  local deadline, start, first_row = whole(now_ms + lease_ms), whole(now_ms), token .. ':1:0:0:'
   local rows, deadlines, starts = {}, {}, {}
-  for index, id in ipairs(ids) do
-    local attempt, failures, crashes, place = 0, 0, 0, tonumber(places[index])
+  for index = 1, claimed do
+    local id, row = ids[index], nil
     if before[index] then
-      local _
-      _, attempt, failures, crashes, place = parse_row(before[index], id)
-      -- A job on its last chance waits until it may run alone; a crash before that is not its own, and adds up to none.
+      local _, attempt, failures, crashes, place = parse_row(before[index], id)
+      -- A job on its last chance waits until it may run alone; a crash before that is not its own.
       if crashes > 0 and crashes + 1 >= most_crashes then
-        crashes = crashes - 1
+        crashes = crashes + WAITING
       end
+      row = make_row(token, attempt + 1, failures, crashes, place)
+    else
+      row = first_row .. whole(places[index])
     end
-    table.insert(rows, id)
-    table.insert(rows, make_row(token, attempt + 1, failures, crashes, place))
-    table.insert(deadlines, now_ms + lease_ms)
-    table.insert(deadlines, id)
-    table.insert(starts, now_ms)
-    table.insert(starts, id)
+    local at = 2 * index
+    rows[at - 1], rows[at] = id, row
+    deadlines[at - 1], deadlines[at] = deadline, id
+    starts[at - 1], starts[at] = start, id
   end
   redis.call('HSET', claims, unpack(rows))
   redis.call('ZADD', running, unpack(deadlines))
   redis.call('ZADD', started, unpack(starts))
-  redis.call('ZREMRANGEBYRANK', ready, 0, #ids - 1)
+  redis.call('ZREMRANGEBYRANK', ready, 0, claimed - 1)
 end
 if redis.call('ZCARD', ready) > 0 then
   ring()

@@ -1,14 +1,14 @@
 #!lua flags=allow-oom
 -- inspect: what is known of some jobs, as one moment.
 -- KEYS: jobs hash, results hash, claims hash, scheduled zset, ready zset, running zset, started zset, open zset, done zset, dead zset
--- ARGV: count (jobs, at most 1000), full (1: with payloads and results, 0: times only); then per job: id
+-- ARGV: count (jobs, at most 1000); then per job: id
 -- Returns: per job nil, or {state, score in that state's set, submitted ms or nil, started ms or nil, claims row or nil, results row or nil, envelope or nil}
 -- Guards: I8
 -- Repeat: same answer
 -- Cost: O(1) per job
 local jobs, results, claims, scheduled, ready, running, started, open, done, dead = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10]
-local count, full = tonumber(ARGV[1]), ARGV[2] == '1'
-local FIRST = 3
+local count = tonumber(ARGV[1])
+local FIRST = 2
 
 if count < 1 or count > 1000 or #ARGV ~= FIRST - 1 + count then
   return redis.error_reply('PROTOCOL inspect takes 1 to 1000 jobs')
@@ -25,11 +25,8 @@ end
 local submitted = redis.call('ZMSCORE', open, unpack(ids))
 local starts = redis.call('ZMSCORE', started, unpack(ids))
 local rows = redis.call('HMGET', claims, unpack(ids))
-local lines, envelopes = {}, {}
-if full then
-  lines = redis.call('HMGET', results, unpack(ids))
-  envelopes = redis.call('HMGET', jobs, unpack(ids))
-end
+local lines = redis.call('HMGET', results, unpack(ids))
+local envelopes = redis.call('HMGET', jobs, unpack(ids))
 local answers = {}
 for index = 1, count do
   answers[index] = false

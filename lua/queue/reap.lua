@@ -43,10 +43,10 @@ local paused = redis.call('HGET', config, 'paused') == '1'
 local reaped, places, new_rows = {}, {}, {}
 for index, id in ipairs(expired) do
   local token, attempt, failures, crashes, place = parse_row(rows[index] or '', id)
-  crashes = crashes + 1
+  crashes = crashes >= WAITING and crashes - WAITING or crashes + 1
   if crashes >= most_crashes then
     local reason = cjson.encode({error = 'Crashed', message = 'lease expired ' .. crashes .. ' times'})
-    finish(id, 'dead', make_row(token, attempt, failures, crashes, place), submitted[index], starts[index], reason)
+    finish(id, 'dead', make_row('crash/' .. token, attempt, failures, crashes, place), submitted[index], starts[index], reason)
   else
     table.insert(reaped, id)
     table.insert(places, whole(place))

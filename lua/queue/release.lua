@@ -40,7 +40,7 @@ for index, row in ipairs(redis.call('HMGET', claims, unpack(ids))) do
     table.insert(places, whole(place))
     table.insert(places, id)
     table.insert(rows, id)
-    table.insert(rows, make_row('release/' .. token, attempt, failures, crashes, place))
+    table.insert(rows, make_row('release/' .. token, attempt, failures, crashes % WAITING, place))
   else
     table.insert(answers, 0)
   end

@@ -35,11 +35,13 @@ local answers, revived, new_rows, places, opened, handled = {now_ms}, {}, {}, {}
 for index, id in ipairs(ids) do
   local token = ARGV[FIRST + 2 * index - 1]
   local again = 'requeue/' .. token .. ':'
-  local row = lines[index] and string.match(lines[index], '^dead:(.-):%d+:%d+\n')
+  local settled_by, attempt, _, place
+  if deaths[index] and lines[index] then
+    settled_by, attempt, _, _, place = parse_row(string.match(lines[index], '^dead:(.-):%d+:%d+\n') or '', id)
+  end
   if handled[id] == token or rows[index] and string.sub(rows[index], 1, #again) == again then
     table.insert(answers, 1)
-  elseif deaths[index] and row and string.sub(row, 1, #token + 1) == token .. ':' then
-    local _, attempt, _, _, place = parse_row(row, id)
+  elseif settled_by == token then
     place = math.floor(place / PRIORITY_STEP) * PRIORITY_STEP + now_ms
     handled[id] = token
     table.insert(answers, 1)

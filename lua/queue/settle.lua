@@ -20,32 +20,36 @@ end
 --@include finish
 --@include effects
 
--- Read the arguments as a whole before anything is written.
+-- Read the arguments as a whole before anything is written: where each job's begin, and its effects, if it has any.
+local FIELDS = 7
+local KINDS = {done = true, retry = true, dead = true}
+local ids, begins, effects = {}, {}, {}
 local at = 3
-local function take()
-  local word = ARGV[at]
-  if not word then
-    error('PROTOCOL settle has fewer arguments than it counts')
-  end
-  at = at + 1
-  return word
-end
-local ids, settles = {}, {}
 for index = 1, count do
-  local job = {id = take(), token = take(), kind = take(), delay_ms = tonumber(take()), failed = tonumber(take()), result = take(), effects = {}}
-  local effect_count = tonumber(take())
-  if effect_count > MOST_EFFECTS then
-    return redis.error_reply('PROTOCOL job ' .. job.id .. ' has more than 1000 effects')
+  local id, effect_count = ARGV[at], tonumber(ARGV[at + FIELDS - 1] or '')
+  if not effect_count then
+    return redis.error_reply('PROTOCOL settle has fewer arguments than it counts')
+  end
+  if effect_count > MOST_EFFECTS or not KINDS[ARGV[at + 2]] then
+    return redis.error_reply('PROTOCOL job ' .. id .. ' has more than 1000 effects, or an unknown outcome')
+  end
+  ids[index], begins[index] = id, at
+  at = at + FIELDS
+  if effect_count > 0 then
+    effects[index] = {}
   end
   for number = 1, effect_count do
-    local effect = {op = take(), key = data_prefix .. take()}
-    for word = 1, tonumber(take()) do
-      effect[word] = take()
+    local effect = {op = ARGV[at], key = data_prefix .. (ARGV[at + 1] or '')}
+    local words = tonumber(ARGV[at + 2] or '')
+    for word = 1, words or 0 do
+      effect[word] = ARGV[at + 2 + word]
     end
-    job.effects[number] = effect
+    effects[index][number] = effect
+    at = at + 3 + (words or #ARGV)
   end
-  ids[index] = job.id
-  settles[index] = job
+end
+if at ~= #ARGV + 1 then
+  return redis.error_reply('PROTOCOL settle has more or fewer arguments than it counts')
 end
 
 local rows = redis.call('HMGET', claims, unpack(ids))
@@ -61,43 +65,67 @@ redis.call('HLEN', waiters)
 redis.call('HLEN', totals)
 redis.call('LLEN', bell)
 
--- What a call without a live lease hears: its own answer again, if the token was the one that settled.
-local function answer_again(job, row, line)
-  if line then
-    local kind, token = string.match(line, '^(%a+):([^:]+):')
-    if token ~= job.token then
-      return 0
-    end
-    return kind == job.kind and 1 or 'the effects of this attempt were refused, as the result of the job says'
+-- Which jobs their callers still hold, decided and checked for all of them before the first write.
+local held, prefix, prefixed = {}, nil, nil
+for index, id in ipairs(ids) do
+  local token, row = ARGV[begins[index] + 1], rows[index]
+  if token ~= prefixed then
+    prefix, prefixed = token .. ':', token
   end
-  return (row and job.kind == 'retry' and string.sub(row, 1, #job.token + 7) == 'retry/' .. job.token .. ':') and 1 or 0
+  if row and string.sub(row, 1, #prefix) == prefix then
+    parse_row(row, id)
+    held[index] = true
+  end
+end
+
+-- What a call without a live lease hears: its own answer again, if its token was the one that settled, else 0.
+local function answer_again(kind, token, row, line)
+  if not line then
+    return row and kind == 'retry' and string.sub(row, 1, #token + 7) == 'retry/' .. token .. ':' and 1 or 0
+  end
+  local settled_kind, settled_by = string.match(line, '^(%a+):([^:]+):')
+  if settled_by ~= token then
+    return 0
+  end
+  local failure = settled_kind == 'dead' and cjson.decode(string.match(line, '\n(.*)'))
+  if type(failure) == 'table' and failure.error == 'BadEffect' then
+    return failure.message
+  end
+  return settled_kind == kind and 1 or 0
 end
 
 local answers, retried, handled = {now_ms}, {}, {}
 local sooner = false
-for index, job in ipairs(settles) do
-  local id, row = job.id, rows[index]
-  if handled[id] or not row or string.sub(row, 1, #job.token + 1) ~= job.token .. ':' then
-    table.insert(answers, handled[id] == job.token and 1 or answer_again(job, row, settled[index]))
+for index, id in ipairs(ids) do
+  local begin, row = begins[index], rows[index]
+  local token, kind, delay_ms, failed, result = ARGV[begin + 1], ARGV[begin + 2], ARGV[begin + 3], ARGV[begin + 4], ARGV[begin + 5]
+  local first = handled[id]
+  if first then
+    local same = token == first.token and (kind == first.kind or first.answer ~= 1)
+    answers[index + 1] = same and first.answer or 0
+  elseif not held[index] then
+    answers[index + 1] = answer_again(kind, token, row, settled[index])
   else
-    handled[id] = job.token
-    local refusal = refuse_effects(job.effects)
+    local refusal = effects[index] and refuse_effects(effects[index])
+    answers[index + 1] = refusal or 1
+    handled[id] = {token = token, kind = kind, answer = refusal or 1}
     if refusal then
-      table.insert(answers, refusal)
       finish(id, 'dead', row, submitted[index], starts[index], cjson.encode({error = 'BadEffect', message = refusal}))
     else
-      table.insert(answers, 1)
-      apply_effects(job.effects)
-      if job.kind == 'retry' then
-        local token, attempt, failures, crashes, place = parse_row(row, id)
-        local due_ms = now_ms + job.delay_ms
+      if effects[index] then
+        apply_effects(effects[index])
+      end
+      if kind == 'retry' then
+        local _, attempt, failures, crashes, place = parse_row(row, id)
+        local due_ms = now_ms + delay_ms
         place = math.floor(place / PRIORITY_STEP) * PRIORITY_STEP + due_ms
-        redis.call('HSET', claims, id, make_row('retry/' .. token, attempt, failures + job.failed, crashes, place))
+        local new_row = make_row('retry/' .. token, attempt, failures + failed, crashes % WAITING, place)
+        redis.call('HSET', claims, id, new_row)
         redis.call('ZADD', scheduled, due_ms, id)
         table.insert(retried, id)
         sooner = sooner or due_ms < first_due
       else
-        finish(id, job.kind, row, submitted[index], starts[index], job.result)
+        finish(id, kind, row, submitted[index], starts[index], result)
       end
     end
   end

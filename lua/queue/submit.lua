@@ -31,39 +31,44 @@ redis.call('ZCARD', ready)
 redis.call('HLEN', claims)
 redis.call('HLEN', totals)
 
+-- A number that goes to a command as text is made text once; table positions are counted, not looked up.
+local now = whole(now_ms)
+local places = {}
 local records, opened, lined_up, delayed, rows, taken = {}, {}, {}, {}, {}, {}
-local repeated = 0
+local taken_count, ready_count, delayed_count, repeated = 0, 0, 0, 0
 local sooner = false
 for index, id in ipairs(ids) do
   local at = FIRST + (index - 1) * FIELDS
-  local envelope, priority, due = ARGV[at + 1], tonumber(ARGV[at + 2]), ARGV[at + 3]
+  local envelope, priority, due = ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
   local before = known[index] or taken[id]
   if before then
     repeated = repeated + 1
-    table.insert(answers, before == envelope and 0 or -1)
+    answers[index + 1] = before == envelope and 0 or -1
   elseif unfinished >= bound then
-    table.insert(answers, -2)
+    answers[index + 1] = -2
   else
     unfinished = unfinished + 1
     taken[id] = envelope
-    table.insert(answers, 1)
-    table.insert(records, id)
-    table.insert(records, envelope)
-    table.insert(opened, now_ms)
-    table.insert(opened, id)
-    local due_ms = tonumber(due)
-    if string.sub(due, 1, 1) == '+' then
+    answers[index + 1] = 1
+    taken_count = taken_count + 2
+    records[taken_count - 1], records[taken_count] = id, envelope
+    opened[taken_count - 1], opened[taken_count] = now, id
+    local due_ms = due == '0' and 0 or tonumber(due)
+    if due_ms and string.sub(due, 1, 1) == '+' then
       due_ms = now_ms + due_ms
     end
+    if not string.match(priority, '^%d$') or not due_ms or not (due_ms >= 0 and due_ms < PRIORITY_STEP) then
+      return redis.error_reply('PROTOCOL submit: job ' .. id .. ' has no priority from 0 to 9 or no time in ms')
+    end
     if due_ms > now_ms then
-      table.insert(delayed, due_ms)
-      table.insert(delayed, id)
-      table.insert(rows, id)
-      table.insert(rows, make_row('-', 0, 0, 0, priority * PRIORITY_STEP + due_ms))
+      delayed_count = delayed_count + 2
+      delayed[delayed_count - 1], delayed[delayed_count] = whole(due_ms), id
+      rows[delayed_count - 1], rows[delayed_count] = id, make_row('-', 0, 0, 0, priority * PRIORITY_STEP + due_ms)
       sooner = sooner or due_ms < first_due
     else
-      table.insert(lined_up, whole(priority * PRIORITY_STEP + now_ms))
-      table.insert(lined_up, id)
+      places[priority] = places[priority] or whole(priority * PRIORITY_STEP + now_ms)
+      ready_count = ready_count + 2
+      lined_up[ready_count - 1], lined_up[ready_count] = places[priority], id
     end
   end
 end

@@ -18,6 +18,8 @@ end
 redis.call('HLEN', jobs)
 redis.call('HLEN', results)
 redis.call('HLEN', totals)
+redis.call('ZCARD', done)
+redis.call('ZCARD', dead)
 local forgotten = 0
 for finished, keep_ms in pairs({[done] = keep_done_ms, [dead] = keep_dead_ms}) do
   local old = redis.call('ZRANGEBYSCORE', finished, '-inf', '(' .. whole(now_ms - keep_ms), 'LIMIT', 0, limit)

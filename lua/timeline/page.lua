@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- page: one page of a sorted set in order of (score, member), after a cursor; it never skips an entry.
 -- KEYS: set zset
--- ARGV: since (least score), until (first score beyond), limit (entries, at most 1000), cursor_score (empty: from the start), cursor_member
+-- ARGV: since (least score), until_score (first score beyond), limit (entries, at most 1000), cursor_score (empty: from the start), cursor_member
 -- Returns: {member, score, ...}
 -- Guards: I8
 -- Repeat: same answer
@@ -17,9 +17,9 @@ if cursor_score ~= '' then
   -- Where the cursor's entry has left its place, the page starts again with the entries of the same score.
   local at = redis.call('ZSCORE', set, cursor_member)
   if at and tonumber(at) == tonumber(cursor_score) then
-    first = redis.call('ZRANK', set, cursor_member) + 1
+    first = math.max(first, redis.call('ZRANK', set, cursor_member) + 1)
   else
-    first = redis.call('ZCOUNT', set, '-inf', '(' .. cursor_score)
+    first = math.max(first, redis.call('ZCOUNT', set, '-inf', '(' .. cursor_score))
   end
 end
 local last = redis.call('ZCOUNT', set, '-inf', '(' .. until_score) - 1

@@ -108,8 +108,10 @@ class HttpGateway:
                 body = await answer.read()
                 if answer.status != 200:
                     raise GatewayError(f"the gateway answered {answer.status}")
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise GatewayError(f"the gateway cannot be asked: {error or type(error).__name__}") from error
+        except TimeoutError as error:
+            raise GatewayError(f"the gateway did not answer within {self._timeout.total:g} s") from error
+        except aiohttp.ClientError as error:
+            raise GatewayError(f"the gateway cannot be asked: {str(error) or type(error).__name__}") from error
         try:
             decision = Decision.model_validate_json(body)
         except ValidationError as error:

@@ -15,6 +15,7 @@ from tests.integration.scripts.state import (
     NOW,
     STEP,
     State,
+    dump,
     keys,
     lease,
     look,
@@ -31,8 +32,8 @@ LEASE_MS = 10_000
 DEADLINE = NOW + LEASE_MS
 
 
-def leased(job_id: str, attempt: int = 1, failures: int = 0) -> Leased:
-    return Leased(job_id, "r.1", b"\n1", attempt, failures)
+def leased(job_id: str, attempt: int = 1, failures: int = 0, crashes: int = 0) -> Leased:
+    return Leased(job_id, "r.1", b"\n1", attempt, failures, crashes)
 
 
 @dataclass(frozen=True)
@@ -110,8 +111,14 @@ CASES = [
     Case(
         "attempts, failures and crashes go on counting from the row",
         keys(ready("a", NOW - 5, row("-", 4, 2, 1, NOW - 5))),
-        [leased("a", attempt=5, failures=2)],
+        [leased("a", attempt=5, failures=2, crashes=1)],
         keys(running("a", DEADLINE, row("r.1", 5, 2, 1, NOW - 5))),
+    ),
+    Case(
+        "a crash before a job on its last chance runs alone is not its own, and adds up to none",
+        keys(ready("a", claim=row("-", 4, 0, 2)), ready("b", claim=row("-", 2, 0, 1))),
+        [leased("a", attempt=5, crashes=2), leased("b", attempt=3, crashes=1)],
+        keys(running("a", DEADLINE, row("r.1", 5, 0, 1002)), running("b", DEADLINE, row("r.1", 3, 0, 1))),
     ),
     Case(
         "a paused queue gives nothing, promotes nothing and does not ring",
@@ -128,7 +135,7 @@ CASES = [
     Case(
         "a job whose record is lost is claimed all the same, so that somebody ends it",
         {**keys(ready("a"), ready("b")), "jobs": {"b": "\n1"}},
-        [Leased("a", "r.1", None, 1, 0), leased("b")],
+        [Leased("a", "r.1", None, 1, 0, 0), leased("b")],
         {**keys(running("a", DEADLINE, row("r.1")), running("b", DEADLINE, row("r.1"))), "jobs": {"b": "\n1"}},
         lost=["a"],
     ),
@@ -214,7 +221,7 @@ async def test_the_script_refuses_other_counts(clocked: Store, queue: Queue, cou
     await submit(clocked, queue, "a")
     before = await look(clocked, queue)
     with pytest.raises(ProtocolError, match="claim takes 1 to 1000 jobs"):
-        await clocked._call("queue/claim", queue, str(count), str(LEASE_MS), "r.1", str(MOST_BYTES))
+        await clocked._call("queue/claim", queue, str(count), str(LEASE_MS), "r.1", str(MOST_BYTES), "3")
     assert await look(clocked, queue) == before
 
 
@@ -224,14 +231,7 @@ async def test_a_foreign_row_is_refused_before_a_write(clocked: Store, queue: Qu
     await plant(clocked, queue, before)
     with pytest.raises(ProtocolError, match="foreign row of job b"):
         await clocked.claim(queue, 10, LEASE_MS, "r.1")
-    before["claims"] = {"b": foreign}
-    assert await dump_of(clocked, queue) == before
-
-
-async def dump_of(store: Store, queue: Queue) -> State:
-    from tests.integration.scripts.state import dump
-
-    return await dump(store, queue)
+    assert await dump(clocked, queue) == before
 
 
 def test_a_claim_is_the_one_script_that_is_not_repeated_by_itself() -> None:

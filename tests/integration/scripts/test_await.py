@@ -1,0 +1,89 @@
+"""queue/await: keys before, the answer, keys after."""
+
+from __future__ import annotations
+
+import pytest
+
+from aioflow.engine.keys import Queue
+from aioflow.engine.store import Settlement, Store
+from aioflow.errors import NotFound
+from aioflow.job import State as JobState
+from tests.integration.scripts.state import (
+    NOW,
+    State,
+    finished,
+    keys,
+    lease,
+    look,
+    plant,
+    ready,
+    row,
+    running,
+    scheduled,
+    submit,
+)
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        pytest.param(scheduled("a", NOW, row("-", 0)), id="scheduled"),
+        pytest.param(ready("a"), id="ready"),
+        pytest.param(running("a", NOW, row("r.1")), id="running"),
+    ],
+)
+async def test_an_unfinished_jobs_finish_will_be_told(clocked: Store, queue: Queue, job: State) -> None:
+    await plant(clocked, queue, job)
+    for _ in range(2):  # a repeat hears the same
+        assert await clocked.await_result(queue, "a", "one") is None
+        assert await look(clocked, queue) == keys(job, waiters={"a": "one"})
+
+
+@pytest.mark.parametrize("kind", ["done", "dead"])
+async def test_a_finished_job_answers_at_once(clocked: Store, queue: Queue, kind: str) -> None:
+    before = keys(finished(kind, "a", NOW, row("r.1"), '{"a": "\\n"}'))
+    await plant(clocked, queue, before)
+    assert await clocked.await_result(queue, "a", "one") == (JobState(kind), b'{"a": "\\n"}')
+    assert await look(clocked, queue) == before
+
+
+async def test_a_result_may_have_lines(clocked: Store, queue: Queue) -> None:
+    await submit(clocked, queue, "a")
+    await lease(clocked, queue, "r.1")
+    await clocked.settle(queue, [Settlement("a", "r.1", "done", b'{"a":\n\n1}')])
+    assert await clocked.await_result(queue, "a", "one") == (JobState.DONE, b'{"a":\n\n1}')
+
+
+async def test_an_unknown_job_is_not_waited_for(clocked: Store, queue: Queue) -> None:
+    await plant(clocked, queue, keys(ready("b")))
+    with pytest.raises(NotFound, match=r"demo\.work keeps no record of a job a"):
+        await clocked.await_result(queue, "a", "one")
+    assert await look(clocked, queue) == keys(ready("b"))
+
+
+async def test_many_may_wait_each_on_its_channel_once(clocked: Store, queue: Queue) -> None:
+    await plant(clocked, queue, keys(ready("a")))
+    for channel in ("one", "two", "one", "three", "two"):
+        assert await clocked.await_result(queue, "a", channel) is None
+    assert (await look(clocked, queue))["waiters"] == {"a": "two three one"}
+
+
+async def test_64_channels_wait_at_most_the_latest_first(clocked: Store, queue: Queue) -> None:
+    channels = [f"c{number}" for number in range(70)]
+    await plant(clocked, queue, keys(ready("a"), waiters={"a": " ".join(channels[:63])}))
+    for channel in channels[63:]:
+        assert await clocked.await_result(queue, "a", channel) is None
+    waiting = (await look(clocked, queue))["waiters"]["a"].split(" ")
+    assert len(waiting) == 64
+    assert waiting[:7] == channels[:62:-1]
+
+
+async def test_the_finish_clears_the_line(clocked: Store, queue: Queue) -> None:
+    await submit(clocked, queue, "ab")
+    await lease(clocked, queue, "r.1")
+    for job_id in "ab":
+        await clocked.await_result(queue, job_id, "one")
+    await clocked.settle(queue, [Settlement("a", "r.1", "done")])
+    assert (await look(clocked, queue))["waiters"] == {"b": "one"}
+    assert await clocked.await_result(queue, "a", "one") == (JobState.DONE, b"null")
+    await look(clocked, queue)

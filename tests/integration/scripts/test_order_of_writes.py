@@ -1,0 +1,140 @@
+"""A script checks before it writes: where a key of the queue is foreign, the call fails and nothing has changed.
+
+A Lua error after the first write keeps what was written, so every key that a script names is replaced by one of
+another type, one at a time, under a state in which the script would write as much as it can.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from aioflow.commit import Effect
+from aioflow.engine import scripts
+from aioflow.engine.keys import Queue
+from aioflow.engine.store import Leased, Settlement, Store
+from aioflow.errors import ProtocolError
+from tests.integration.scripts.state import (
+    NOW,
+    State,
+    dump,
+    finished,
+    keys,
+    look,
+    new,
+    plant,
+    ready,
+    row,
+    running,
+    scheduled,
+)
+
+SET = Effect("set", "s", ("v",))
+
+
+@dataclass(frozen=True)
+class Writer:
+    """A call that writes to every key of its script that it ever writes to."""
+
+    before: State
+    call: Callable[[Store, Queue], Awaitable[Any]]
+
+
+WRITERS = {
+    "submit": Writer(
+        keys(ready("known"), totals={"submitted": 1}, bound=1000),
+        lambda store, queue: store.submit([new(queue, "known"), new(queue, "a"), new(queue, "b", due="+5")]),
+    ),
+    "claim": Writer(
+        keys(ready("a"), ready("b"), scheduled("c", NOW, row("-", 0))),
+        lambda store, queue: store.claim(queue, 2, 1000, "r.1"),
+    ),
+    "settle": Writer(
+        keys(
+            running("a", NOW + 9, row("r.1")),
+            running("b", NOW + 9, row("r.1")),
+            running("c", NOW + 9, row("r.1")),
+            finished("done", "d", NOW, row("r.0")),
+            finished("dead", "e", NOW, row("r.0")),
+            waiters={"a": "channel"},
+            totals={"done": 1},
+        ),
+        lambda store, queue: store.settle(
+            queue,
+            [
+                Settlement("a", "r.1", "done", effects=[SET]),
+                Settlement("b", "r.1", "dead", effects=[SET]),
+                Settlement("c", "r.1", "retry", effects=[SET]),
+            ],
+        ),
+    ),
+    "renew": Writer(
+        keys(running("a", NOW + 9, row("r.1"))),
+        lambda store, queue: store.renew(queue, 1000, [("a", "r.1")]),
+    ),
+    "expose": Writer(
+        keys(running("a", NOW + 9, row("r.1", crashes=1002))),
+        lambda store, queue: store.expose(queue, Leased("a", "r.1", b"\n1", 1, 0, 2)),
+    ),
+    "release": Writer(
+        keys(running("a", NOW + 9, row("r.1")), running("b", NOW + 9, row("r.1"))),
+        lambda store, queue: store.release(queue, [("a", "r.1"), ("b", "r.1")]),
+    ),
+    "promote": Writer(
+        keys(ready("a"), scheduled("b", NOW, row("-", 0))),
+        lambda store, queue: store.promote(queue),
+    ),
+    "reap": Writer(
+        keys(
+            running("a", NOW, row("r.1")),
+            running("b", NOW, row("r.1", crashes=2)),
+            running("c", NOW + 10**9, row("r.1")),
+            waiters={"b": "channel"},
+        ),
+        lambda store, queue: store.reap(queue, most_crashes=3, longest_ms=1000),
+    ),
+    "trim": Writer(
+        keys(finished("done", "a", 1, row("r.1")), finished("dead", "b", 1, row("r.1"))),
+        lambda store, queue: store.trim(queue, keep_done_ms=1000, keep_dead_ms=1000),
+    ),
+    "requeue": Writer(
+        keys(finished("dead", "a", NOW, row("r.1")), ready("b")),
+        lambda store, queue: store.requeue(queue, [("a", "r.1")]),
+    ),
+    "await": Writer(
+        keys(ready("a"), waiters={"a": "other"}),
+        lambda store, queue: store.await_result(queue, "a", "channel"),
+    ),
+}
+READERS = {"inspect"}
+FOREIGN = [
+    pytest.param(name, part, id=f"{name} {part}") for name in WRITERS for part, _ in scripts.load(f"queue/{name}").keys
+]
+
+
+def test_every_writing_script_is_here() -> None:
+    names = {path.stem for path in (scripts.script_root() / "queue").glob("*.lua")}
+    assert set(WRITERS) | READERS == names
+
+
+@pytest.mark.parametrize("name", WRITERS)
+async def test_the_call_writes_where_all_keys_are_well(clocked: Store, queue: Queue, name: str) -> None:
+    await plant(clocked, queue, WRITERS[name].before)
+    clocked.clock.hear(NOW)
+    await WRITERS[name].call(clocked, queue)
+    assert await look(clocked, queue) != WRITERS[name].before
+
+
+@pytest.mark.parametrize(("name", "part"), FOREIGN)
+async def test_a_foreign_key_is_found_before_anything_is_written(
+    clocked: Store, queue: Queue, name: str, part: str
+) -> None:
+    before = {**WRITERS[name].before, part: "foreign"}
+    await plant(clocked, queue, before)
+    clocked.clock.hear(NOW)
+    with pytest.raises(ProtocolError, match="WRONGTYPE"):
+        await WRITERS[name].call(clocked, queue)
+    assert await dump(clocked, queue) == before

@@ -1,0 +1,187 @@
+"""queue/release: keys before, (id, token) of leases, answers, keys after."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from aioflow.engine.keys import Queue
+from aioflow.engine.store import Settlement, Store
+from aioflow.errors import ProtocolError
+from tests.conftest import Clock
+from tests.integration.scripts.state import (
+    NOW,
+    STEP,
+    State,
+    finished,
+    keys,
+    lease,
+    look,
+    new,
+    plant,
+    ready,
+    row,
+    running,
+    scheduled,
+    submit,
+)
+
+PLACE = 4 * STEP + NOW - 77
+OTHERS = keys(
+    ready("p"),
+    scheduled("q", NOW, row("retry/r.1")),
+    finished("done", "s", NOW, row("r.1")),
+    finished("dead", "t", NOW, row("r.1")),
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A release."""
+
+    name: str
+    before: State
+    leases: list[tuple[str, str]]
+    answers: list[bool]
+    after: State
+
+
+CASES = [
+    Case(
+        "a job goes back to its place; neither a failure nor a crash is counted",
+        keys(running("a", NOW + 9, row("r.1", 5, 2, 1, PLACE), submitted=NOW - 99)),
+        [("a", "r.1")],
+        [True],
+        keys(
+            ready("a", PLACE, row("release/r.1", 5, 2, 1, PLACE), submitted=NOW - 99),
+            totals={"released": 1},
+            bell=True,
+        ),
+    ),
+    Case(
+        "each by its own token",
+        keys(running("a", NOW + 9, row("r.1")), running("b", NOW + 9, row("r.2"))),
+        [("a", "r.2"), ("b", "r.2"), ("a", ""), ("a", "r."), ("a", "r.10")],
+        [False, True, False, False, False],
+        keys(
+            running("a", NOW + 9, row("r.1")),
+            ready("b", claim=row("release/r.2")),
+            totals={"released": 1},
+            bell=True,
+        ),
+    ),
+    Case(
+        "twice in one call is once",
+        keys(running("a", NOW + 9, row("r.1"))),
+        [("a", "r.1"), ("a", "r.0"), ("a", "r.1")],
+        [True, False, True],
+        keys(ready("a", claim=row("release/r.1")), totals={"released": 1}, bell=True),
+    ),
+    Case("what does not run has no lease", OTHERS, [(job_id, "r.1") for job_id in "pqstx"], [False] * 5, OTHERS),
+    Case(
+        "a paused queue is not rung",
+        keys(running("a", NOW + 9, row("r.1")), paused=True),
+        [("a", "r.1")],
+        [True],
+        keys(ready("a", claim=row("release/r.1")), paused=True, totals={"released": 1}),
+    ),
+    Case(
+        "a bell that rings gets no second token",
+        keys(running("a", NOW + 9, row("r.1")), bell=True),
+        [("a", "r.1")],
+        [True],
+        keys(ready("a", claim=row("release/r.1")), totals={"released": 1}, bell=True),
+    ),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+async def test_release(clocked: Store, queue: Queue, clock: Clock, case: Case) -> None:
+    await plant(clocked, queue, case.before)
+    assert await clocked.release(queue, case.leases) == case.answers
+    assert await look(clocked, queue) == case.after
+    clock.ms += 5
+    assert await clocked.release(queue, case.leases) == case.answers, "a repeat hears the same"
+    assert await look(clocked, queue) == case.after
+
+
+async def test_released_jobs_stand_before_those_that_came_later(clocked: Store, queue: Queue, clock: Clock) -> None:
+    await clocked.submit([new(queue, "c"), new(queue, "b"), new(queue, "low", priority=1)])
+    await lease(clocked, queue, "r.1")
+    clock.ms += 1000
+    await submit(clocked, queue, "a")
+    before = await look(clocked, queue)
+    assert before["ready"] == {"a": NOW + 1000}
+    assert await clocked.release(queue, [("low", "r.1"), ("b", "r.1"), ("c", "r.1")]) == [True] * 3
+    await look(clocked, queue)
+    assert await lease(clocked, queue, "r.2") == ["b", "c", "a", "low"]
+    # And again, however often: a place is kept from one lease to the next.
+    clock.ms += 1000
+    await clocked.release(queue, [(job_id, "r.2") for job_id in ("a", "b", "c", "low")])
+    assert await lease(clocked, queue, "r.3") == ["b", "c", "a", "low"]
+    claims = (await look(clocked, queue))["claims"]
+    assert claims == {
+        "a": row("r.3", 2, place=NOW + 1000),
+        "b": row("r.3", 3),
+        "c": row("r.3", 3),
+        "low": row("r.3", 3, place=STEP + NOW),
+    }
+
+
+async def test_a_retried_job_is_released_to_the_place_of_its_retry(clocked: Store, queue: Queue, clock: Clock) -> None:
+    await clocked.submit([new(queue, "a", priority=2)])
+    await lease(clocked, queue, "r.1")
+    await clocked.settle(queue, [Settlement("a", "r.1", "retry", delay_ms=300, failed=True)])
+    clock.ms += 1000
+    await lease(clocked, queue, "r.2")
+    await clocked.release(queue, [("a", "r.2")])
+    assert (await look(clocked, queue))["ready"] == {"a": 2 * STEP + NOW + 300}
+
+
+async def test_after_a_release_the_token_settles_nothing(clocked: Store, queue: Queue) -> None:
+    await submit(clocked, queue, "a")
+    await lease(clocked, queue, "r.1")
+    await clocked.release(queue, [("a", "r.1")])
+    before = await look(clocked, queue)
+    assert await clocked.settle(queue, [Settlement("a", "r.1", "done"), Settlement("a", "r.1", "retry")]) == [0, 0]
+    assert await clocked.renew(queue, 1000, [("a", "r.1")]) == [False]
+    assert await look(clocked, queue) == before
+
+
+async def test_a_repeat_after_the_next_claim_takes_nothing_away(clocked: Store, queue: Queue) -> None:
+    await submit(clocked, queue, "a")
+    await lease(clocked, queue, "r.1")
+    await clocked.release(queue, [("a", "r.1")])
+    await lease(clocked, queue, "r.2")
+    before = await look(clocked, queue)
+    assert await clocked.release(queue, [("a", "r.1")]) == [False]
+    assert await look(clocked, queue) == before
+
+
+async def test_a_job_on_its_last_chance_that_never_ran_keeps_its_crashes(clocked: Store, queue: Queue) -> None:
+    before = keys(ready("a", claim=row("-", 2, 0, 2)))
+    await plant(clocked, queue, before)
+    claimed = await clocked.claim(queue, 1, 1000, "r.1", most_crashes=3)
+    assert [job.crashes for job in claimed.jobs] == [2]
+    assert await clocked.release(queue, [("a", "r.1")]) == [True]
+    assert (await look(clocked, queue))["claims"] == {"a": row("release/r.1", 3, 0, 2)}
+
+
+@pytest.mark.parametrize("foreign", ["r.1:nonsense", "r.1:1:0:0"])
+async def test_a_foreign_row_is_refused_before_a_write(clocked: Store, queue: Queue, foreign: str) -> None:
+    before = keys(running("a", NOW + 9, row("r.1")), running("b", NOW + 9, foreign))
+    await plant(clocked, queue, before)
+    with pytest.raises(ProtocolError, match="foreign row of job b"):
+        await clocked.release(queue, [("a", "r.1"), ("b", "r.1")])
+    assert await clocked.redis.hgetall(queue.keys["claims"]) == {b"a": row("r.1").encode(), b"b": foreign.encode()}
+    assert (await clocked.sizes(queue)).running == 2
+
+
+@pytest.mark.parametrize("count", [0, 1001])
+async def test_other_counts_are_refused(clocked: Store, queue: Queue, count: int) -> None:
+    before = keys(running("a", NOW + 9, row("r.1")))
+    await plant(clocked, queue, before)
+    with pytest.raises(ProtocolError, match="release takes 1 to 1000 jobs"):
+        await clocked.release(queue, [("a", "r.1")] * count)
+    assert await look(clocked, queue) == before

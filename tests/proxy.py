@@ -1,0 +1,142 @@
+"""A TCP proxy between a client and a Valkey that can delay, stall, cut, refuse, and drop a reply after the write."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+
+@dataclass
+class Loss:
+    """Replies to lose: each request that holds `mark` reaches the server, its reply does not reach the client."""
+
+    mark: bytes
+    times: int
+    server_answered: asyncio.Event
+
+
+class Link:
+    """One connection of a client, and the proxy's own to the server."""
+
+    def __init__(self, proxy: Proxy, client: asyncio.StreamWriter, server: asyncio.StreamWriter) -> None:
+        self.proxy = proxy
+        self.client = client
+        self.server = server
+        self.losing: Loss | None = None
+
+    def cut(self) -> None:
+        """Break both sides, without a goodbye."""
+        for writer in (self.client, self.server):
+            writer.transport.abort()
+
+
+class Proxy:
+    """Listens on a TCP port and forwards to a unix socket. What it does to the traffic may be changed at any time."""
+
+    def __init__(self, server: Path) -> None:
+        self._server = server
+        self._listener: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._losses: list[Loss] = []
+        self._flowing = asyncio.Event()
+        self._flowing.set()
+        self.links: set[Link] = set()
+        self.delay = 0.0
+        """Seconds by which every chunk is late, in both directions."""
+        self.refusing = False
+        """Whether new connections are closed at once."""
+
+    async def __aenter__(self) -> Self:
+        self._listener = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._listener is not None
+        self._listener.close()
+        self.cut()
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    @property
+    def url(self) -> str:
+        """What a client connects to."""
+        assert self._listener is not None
+        return f"redis://127.0.0.1:{self._listener.sockets[0].getsockname()[1]}"
+
+    def cut(self) -> None:
+        """Break every connection."""
+        for link in list(self.links):
+            link.cut()
+
+    def stall(self) -> None:
+        """From now on nothing gets through; connections stay open, and new ones are accepted."""
+        self._flowing.clear()
+
+    def flow(self) -> None:
+        """What was held back goes on."""
+        self._flowing.set()
+
+    def lose_reply(self, mark: bytes, times: int = 1) -> asyncio.Event:
+        """Lose the replies to the next requests that hold `mark`, by a cut once the server has answered.
+
+        The event says that the server has answered the first.
+        """
+        loss = Loss(mark, times, asyncio.Event())
+        self._losses.append(loss)
+        return loss.server_answered
+
+    async def _accept(self, from_client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
+        if self.refusing:
+            to_client.transport.abort()
+            return
+        try:
+            from_server, to_server = await asyncio.open_unix_connection(str(self._server))
+        except OSError:
+            to_client.transport.abort()
+            return
+        link = Link(self, to_client, to_server)
+        self.links.add(link)
+        for pump in (self._requests(link, from_client), self._replies(link, from_server)):
+            task = asyncio.create_task(pump, name="proxy")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _requests(self, link: Link, from_client: asyncio.StreamReader) -> None:
+        tail = b""
+        with contextlib.suppress(OSError):
+            while chunk := await from_client.read(1 << 16):
+                await self._hold()
+                window, tail = tail + chunk, (tail + chunk)[-64:]
+                for loss in self._losses:
+                    if loss.times > 0 and loss.mark in window:
+                        loss.times -= 1
+                        link.losing = loss
+                        tail = b""
+                link.server.write(chunk)
+                await link.server.drain()
+        self._end(link)
+
+    async def _replies(self, link: Link, from_server: asyncio.StreamReader) -> None:
+        with contextlib.suppress(OSError):
+            while chunk := await from_server.read(1 << 16):
+                if link.losing is not None:
+                    link.losing.server_answered.set()
+                    break
+                await self._hold()
+                link.client.write(chunk)
+                await link.client.drain()
+        self._end(link)
+
+    async def _hold(self) -> None:
+        if self.delay:
+            await asyncio.sleep(self.delay)
+        await self._flowing.wait()
+
+    def _end(self, link: Link) -> None:
+        link.cut()
+        self.links.discard(link)
