@@ -47,6 +47,8 @@ log = logging.getLogger(__name__)
 
 CANCEL_SECONDS = 1.0
 """What cancelled handlers get to end, and then what the last settles and releases get."""
+SUBMITS_IN_FLIGHT = 100
+"""Per flush, of two: 75,000 submits/s of 200 submitters, against 38,000 by one flush of them all (2 cores)."""
 LONGEST_DELAY = 366 * 86_400.0
 
 
@@ -142,7 +144,7 @@ class Runtime:
         await self._settle_durability(store)
         for task, queue in self._queues.items():
             await store.configure(queue, task.options.bound)
-        self._submits = Coalescer("submit", self._flush_submits)
+        self._submits = Coalescer("submit", self._flush_submits, flights=2, most_items=SUBMITS_IN_FLIGHT)
         self._spawn(self._submits.run(), "submits")
         self._results = Results(store, self.namespace, self.id)
         self._spawn(self._results.run(), "results")

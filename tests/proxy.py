@@ -111,7 +111,8 @@ class Proxy:
         with contextlib.suppress(OSError):
             while chunk := await from_client.read(1 << 16):
                 await self._hold()
-                window, tail = tail + chunk, (tail + chunk)[-64:]
+                window = tail + chunk
+                tail = window[-64:]
                 for loss in self._losses:
                     if loss.times > 0 and loss.mark in window:
                         loss.times -= 1

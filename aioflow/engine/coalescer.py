@@ -1,8 +1,8 @@
 """Group commit: what many callers want sent becomes few batches.
 
-One flush is in flight; whatever arrives meanwhile is the next batch. There is no timer, so an idle system adds no
-delay. A batch is flushed when the flush before it has been answered; it holds at most 1,000 items and 1 MiB, the line
-before it at most `MOST_WAITING` items, and whoever comes beyond that hears StoreUnavailable at once.
+A stated number of flushes is in flight; whatever arrives meanwhile is the next batch. There is no timer, so an idle
+system adds no delay. A batch is flushed when a flush before it has been answered; it holds at most 1,000 items and
+1 MiB, the line before it at most `MOST_WAITING` items, and whoever comes beyond that hears StoreUnavailable at once.
 
 A caller that is cancelled before its item was sent takes it out; in flight, the item goes on.
 """
@@ -35,10 +35,23 @@ class Waiting(Generic[Item, Answer]):
 
 
 class Coalescer(Generic[Item, Answer]):
-    """Collects items and flushes them batch by batch; `flush` answers a batch in its order."""
+    """Collects items and flushes them batch by batch; `flush` answers a batch in its order.
 
-    def __init__(self, name: str, flush: Callable[[list[Item]], Awaitable[list[Answer]]]) -> None:
+    With one flight batches are as large as can be. With two, the server works on one batch while this process prepares
+    the other; they run side by side only where `most_items` cuts the line into more than one.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        flush: Callable[[list[Item]], Awaitable[list[Answer]]],
+        *,
+        flights: int = 1,
+        most_items: int = MOST_JOBS,
+    ) -> None:
         self.name = name
+        self._flights = flights
+        self._most_items = most_items
         self._flush = flush
         self._line: deque[Waiting[Item, Answer]] = deque()
         self._line_bytes = 0
@@ -72,19 +85,24 @@ class Coalescer(Generic[Item, Answer]):
     async def run(self) -> None:
         """Flush until cancelled; `drain` first, or what is in the line is answered with a cancellation."""
         try:
-            while True:
-                await self._filled.wait()
-                batch = self._next_batch()
-                self._in_flight = len(batch)
-                if batch:
-                    await self._answer(batch)
-                self._in_flight = 0
-                if not self._line:
-                    self._filled.clear()
-                    self._emptied.set()
+            async with asyncio.TaskGroup() as flights:
+                for number in range(self._flights):
+                    flights.create_task(self._fly(), name=f"aioflow {self.name} flight {number}")
         finally:
             for waiting in self._line:
                 waiting.future.cancel()
+
+    async def _fly(self) -> None:
+        while True:
+            await self._filled.wait()
+            batch = self._next_batch()
+            if not self._line:
+                self._filled.clear()
+            self._in_flight += len(batch)
+            await self._answer(batch)
+            self._in_flight -= len(batch)
+            if not len(self):
+                self._emptied.set()
 
     async def drain(self) -> None:
         """Wait until the line is empty and nothing is in flight."""
@@ -93,7 +111,7 @@ class Coalescer(Generic[Item, Answer]):
     def _next_batch(self) -> list[Waiting[Item, Answer]]:
         batch: list[Waiting[Item, Answer]] = []
         size = 0
-        while self._line and len(batch) < MOST_JOBS:
+        while self._line and len(batch) < self._most_items:
             size += self._line[0].size
             if size > MOST_BYTES and batch:
                 break
@@ -104,6 +122,8 @@ class Coalescer(Generic[Item, Answer]):
         return batch
 
     async def _answer(self, batch: list[Waiting[Item, Answer]]) -> None:
+        if not batch:
+            return  # all of it was cancelled
         try:
             answers = await self._flush([waiting.item for waiting in batch])
         except ProtocolError as error:

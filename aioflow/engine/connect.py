@@ -40,6 +40,8 @@ class PromptWrites(AbstractConnection):
 
     async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
         """As the driver's, under asyncio.timeout."""
+        if self.socket_timeout is None:
+            return await super().send_packed_command(command, check_health)
         seconds, self.socket_timeout = self.socket_timeout, None
         try:
             async with asyncio.timeout(seconds):

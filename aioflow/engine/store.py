@@ -187,7 +187,7 @@ class Store:
         self._clock = clock
         # Claims, settles and renewals of each queue may be under way at once, beside the ingress' reads.
         self._wire = self._clients.wire(4 * queues + 8)
-        self._receipts = self._clients.wire(1)
+        self._receipts = self._clients.wire(2)
         self.redis: Redis = self._clients.make(16)
         self._bells: Redis = self._clients.make(queues + 1, blocking=True)  # a pop per queue, and the results' channel
         self.in_memory = self._clients.in_memory
@@ -216,7 +216,7 @@ class Store:
             for job in mine:
                 words += (job.id, job.envelope, str(job.priority), job.due)
             commands.append(evalsha(script, queue, words))
-        # WAITAOF speaks for the writes of its own connection only: one pipeline on a connection of its own.
+        # WAITAOF speaks for the writes of its own connection only: one pipeline, alone on its connection.
         fsync = durability == "fsync"
         if fsync:
             commands.append(("WAITAOF", 1, 0, RECEIPT_MS))

@@ -46,7 +46,7 @@ GREETING = re.compile(
 NOISE = re.compile("Traceback|Task was destroyed|never awaited|ResourceWarning|Unclosed|Exception ignored")
 
 
-async def eventually(condition: Callable[[], T | Awaitable[T | None] | None], seconds: float = 10.0) -> T:
+async def eventually(condition: Callable[[], Awaitable[T | None]], seconds: float = 10.0) -> T:
     """What the condition answers once it answers something true."""
     asked: Callable[[], Any] = condition
     answer: T = await wait_until(asked, seconds)
@@ -81,7 +81,7 @@ class Serve:
     async def greeting(self) -> re.Match[str]:
         """The line by which it says that it serves."""
 
-        def said() -> re.Match[str] | None:
+        async def said() -> re.Match[str] | None:
             assert self.process.poll() is None, self.err
             return GREETING.fullmatch(self.out)
 
@@ -363,33 +363,29 @@ async def test_all_wrong_settings_are_said_in_one_line(refuse: Starter) -> None:
     assert all(name in said for name in ("AIOFLOW_PORT", "AIOFLOW_GRACE", "AIOFLOW_WORKERS", "AIOFLOW_BODY_LIMIT"))
 
 
+async def test_settings_that_do_not_go_together_are_said_in_a_line(refuse: Starter, valkey: Valkey) -> None:
+    idle = refuse("--no-workers", "--no-ingress")
+    volatile = refuse("--redis", valkey.url, AIOFLOW_DURABILITY="fsync")
+    assert "nothing to do" in await refused(idle)
+    assert "appendfsync" in await refused(volatile)
+
+
 async def test_a_wrong_setting_of_a_service_is_said_in_a_line(refuse: Starter) -> None:
     assert "PAYMENTS_GATEWAY_URL" in await refused(refuse("--redis", "memory:", PAYMENTS_GATEWAY_URL="gateway"))
 
 
-async def test_a_durability_that_redis_does_not_give_is_said_in_a_line(refuse: Starter, valkey: Valkey) -> None:
-    assert "appendfsync" in await refused(refuse("--redis", valkey.url, AIOFLOW_DURABILITY="fsync"))
+async def test_a_service_that_is_not_there_is_said_in_a_line(refuse: Starter) -> None:
+    no_module, no_service = refuse("nowhere:service"), refuse("services.payments.api:charge")
+    assert "nowhere:service" in await refused(no_module)
+    assert "services.payments.api:charge" in await refused(no_service)
 
 
-async def test_a_module_that_is_not_there_is_said_in_a_line(refuse: Starter) -> None:
-    assert "nowhere:service" in await refused(refuse("nowhere:service"))
-
-
-async def test_an_attribute_that_is_no_service_is_said_in_a_line(refuse: Starter) -> None:
-    assert "services.payments.api:charge" in await refused(refuse("services.payments.api:charge"))
-
-
-async def test_a_folder_without_a_project_is_said_in_a_line(refuse: Starter, tmp_path: Path) -> None:
-    assert "no pyproject.toml" in await refused(refuse(cwd=tmp_path))
-
-
-async def test_a_broken_project_is_said_in_a_line(refuse: Starter, tmp_path: Path) -> None:
-    (tmp_path / "pyproject.toml").write_text("[tool.aioflow\n")
-    assert "pyproject.toml cannot be read" in await refused(refuse(cwd=tmp_path))
-
-
-async def test_nothing_to_do_is_said_in_a_line(refuse: Starter) -> None:
-    assert "nothing to do" in await refused(refuse("--no-workers", "--no-ingress"))
+async def test_a_project_that_cannot_be_read_is_said_in_a_line(refuse: Starter, tmp_path: Path) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "pyproject.toml").write_text("[tool.aioflow\n")
+    none, broken = refuse(cwd=tmp_path), refuse(cwd=tmp_path / "broken")
+    assert "no pyproject.toml" in await refused(none)
+    assert "pyproject.toml cannot be read" in await refused(broken)
 
 
 async def test_a_pid_file_that_cannot_be_written_is_said_in_a_line(refuse: Starter, tmp_path: Path) -> None:
@@ -399,13 +395,8 @@ async def test_a_pid_file_that_cannot_be_written_is_said_in_a_line(refuse: Start
 @pytest.mark.parametrize(
     "project",
     [
-        "",
-        "tool = 1",
-        "[tool]\naioflow = 'x'",
-        "[tool.aioflow]",
-        "[tool.aioflow]\nservices = 'a:b'",
-        "[tool.aioflow]\nservices = []",
-        "[tool.aioflow]\nservices = [1]",
+        *("", "tool = 1", "[tool]\naioflow = 'x'", "[tool.aioflow]", "[tool.aioflow]\nservices = 'a:b'"),
+        *("[tool.aioflow]\nservices = []", "[tool.aioflow]\nservices = [1]"),
     ],
 )
 def test_a_project_that_names_no_services_is_refused(

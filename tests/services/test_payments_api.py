@@ -800,12 +800,12 @@ BAD_QUERIES = {
 }
 
 
-@pytest.mark.parametrize(("field", "query"), [(field, query) for field, some in BAD_QUERIES.items() for query in some])
-async def test_a_bad_query_value_is_422_and_named(idle: Api, field: str, query: str) -> None:
-    answer = await idle.ask("GET", query)
-    assert answer.status == 422
-    assert answer.fields == [field]
-    assert answer.body["detail"].startswith(f"{field}: ")
+@pytest.mark.parametrize("field", BAD_QUERIES)
+async def test_a_bad_query_value_is_422_and_named(idle: Api, field: str) -> None:
+    for query in BAD_QUERIES[field]:
+        answer = await idle.ask("GET", query)
+        assert (answer.status, answer.fields) == (422, [field]), query
+        assert answer.body["detail"].startswith(f"{field}: ")
 
 
 # ---- bad requests
@@ -873,15 +873,12 @@ BAD_PAYMENTS: list[tuple[object, list[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("payment", "fields"), BAD_PAYMENTS)
-async def test_a_payment_that_does_not_fit_is_422_and_its_fields_are_named(
-    idle: Api, payment: object, fields: list[str]
-) -> None:
-    answer = await idle.post(orjson.dumps(payment))
-    assert answer.status == 422
-    assert sorted(answer.fields) == sorted(fields)
-    for field in fields:
-        assert f"{field}: " in answer.body["detail"]
+async def test_a_payment_that_does_not_fit_is_422_and_its_fields_are_named(idle: Api) -> None:
+    for payment, fields in BAD_PAYMENTS:
+        answer = await idle.post(orjson.dumps(payment))
+        assert (answer.status, sorted(answer.fields)) == (422, sorted(fields)), payment
+        for field in fields:
+            assert f"{field}: " in answer.body["detail"]
     assert await idle.stored() == {}
 
 
