@@ -39,7 +39,7 @@ from aioflow.errors import (
     StoreUnavailable,
 )
 from aioflow.job import Handle, JobInfo, State, check_id, new_id
-from aioflow.service import DEFAULT_PRIORITY, Service, Task
+from aioflow.service import DEFAULT_PRIORITY, LONGEST_WAIT, Service, Task
 from aioflow.settings import Settings, load_settings
 from aioflow.timeline import LARGEST_MS, Page, page
 
@@ -49,7 +49,6 @@ CANCEL_SECONDS = 1.0
 """What cancelled handlers get to end, and then what the last settles and releases get."""
 SUBMITS_IN_FLIGHT = 100
 """Per flush, of two: 75,000 submits/s of 200 submitters, against 38,000 by one flush of them all (2 cores)."""
-LONGEST_DELAY = 366 * 86_400.0
 
 
 class Runtime:
@@ -282,7 +281,7 @@ class Runtime:
     async def _submit(
         self, task: Task[Any, Any], envelope: bytes, delay: float, job_id: str | None, priority: int
     ) -> Handle[Any]:
-        if not 0 <= priority <= 9 or not 0 <= delay <= LONGEST_DELAY:
+        if not 0 <= priority <= 9 or not 0 <= delay <= LONGEST_WAIT:
             raise ConfigError(
                 f"submit {task.full_name}: priority={priority!r} is 0 to 9, delay={delay!r} up to 366 days"
             )

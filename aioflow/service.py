@@ -27,6 +27,8 @@ R = TypeVar("R")
 RETENTION_FLOOR = 600.0
 """Seconds: above every window in which a call may be repeated (I7)."""
 DEFAULT_PRIORITY = 4
+LONGEST_WAIT = 366 * 86_400.0
+"""Seconds that a job may be put off."""
 TASK_NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 ONE_MODEL = (
     "a handler takes one payload, or none, and optionally a Job; put what it needs into one model:\n"
@@ -40,7 +42,7 @@ class RetryLater(Exception):
     """Raise it to run the job again after some seconds; that counts as no failure, and the effects land."""
 
     def __init__(self, seconds: float) -> None:
-        if not 0 <= seconds <= 366 * 86_400:
+        if not 0 <= seconds <= LONGEST_WAIT:
             raise ConfigError(f"RetryLater({seconds!r}): use 0 seconds to 366 days")
         super().__init__(f"again in {seconds:g} s")
         self.seconds = seconds
@@ -71,8 +73,8 @@ class Retry:
     never: tuple[type[Exception], ...] = ()
 
     def __post_init__(self) -> None:
-        if self.attempts < 1 or self.base < 0 or self.longest < 0:
-            raise ConfigError(f"{self!r}: attempts is at least 1, base and longest are seconds")
+        if self.attempts < 1 or self.base < 0 or not 0 <= self.longest <= LONGEST_WAIT:
+            raise ConfigError(f"{self!r}: attempts is at least 1, base and longest are seconds, at most 366 days")
 
     def delay(self, error: Exception, failures: int) -> float | None:
         """Seconds until the attempt after this failure, where `failures` came before it; None: it was the last."""

@@ -22,7 +22,7 @@ class Serve:
 
     def __init__(self, *arguments: str, environment: Mapping[str, str] | None = None, cwd: Path = ROOT) -> None:
         self._arguments = arguments
-        self._environment = {**os.environ, "PYTHONDEVMODE": "1", **(environment or {})}
+        self._environment = {**os.environ, "PYTHONWARNINGS": "default", **(environment or {})}
         self._cwd = cwd
         self._out = Path(tempfile.mkstemp(prefix="aioflow-serve-")[1])
         self.process: subprocess.Popen[bytes] | None = None
@@ -49,8 +49,12 @@ class Serve:
         """Start the process and wait for its greeting."""
         told = len(self.said)
         self.spawn()
-        greeting = await wait_until(lambda: re.search(r"^aioflow serves .*", self.said[told:], re.MULTILINE), 30)
-        where = re.search(r"on (http://\S+),", greeting[0])
+
+        def greeting() -> str:
+            found = re.search(r"^aioflow serves .*", self.said[told:], re.MULTILINE)
+            return found[0] if found else ""
+
+        where = re.search(r"on (http://\S+),", await wait_until(greeting, 30))
         self.url = where[1] if where else ""
 
     def kill(self) -> None:

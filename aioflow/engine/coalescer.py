@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -56,6 +56,7 @@ class Coalescer(Generic[Item, Answer]):
         self._line: deque[Waiting[Item, Answer]] = deque()
         self._line_bytes = 0
         self._in_flight = 0
+        self._ended = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._filled = asyncio.Event()
         self._emptied = asyncio.Event()
@@ -69,6 +70,8 @@ class Coalescer(Generic[Item, Answer]):
 
     def put(self, item: Item, size: int) -> asyncio.Future[Answer]:
         """Add an item of so many bytes; the future answers, or raises what the flush raised for it."""
+        if self._ended:
+            raise StoreUnavailable("the runtime has stopped; nothing is sent to redis any more")
         if len(self._line) >= MOST_WAITING or self._line_bytes + size > MOST_WAITING_BYTES:
             raise StoreUnavailable(
                 f"{len(self._line)} items of {self._line_bytes} bytes wait to be sent to redis already; try again later"
@@ -83,14 +86,16 @@ class Coalescer(Generic[Item, Answer]):
         return future
 
     async def run(self) -> None:
-        """Flush until cancelled; `drain` first, or what is in the line is answered with a cancellation."""
+        """Flush until cancelled; `drain` first, or whoever still waits hears StoreUnavailable."""
         try:
             async with asyncio.TaskGroup() as flights:
                 for number in range(self._flights):
                     flights.create_task(self._fly(), name=f"aioflow {self.name} flight {number}")
         finally:
-            for waiting in self._line:
-                waiting.future.cancel()
+            self._ended = True
+            self._fail(self._line, unanswered())
+            self._line.clear()
+            self._emptied.set()
 
     async def _fly(self) -> None:
         while True:
@@ -99,7 +104,11 @@ class Coalescer(Generic[Item, Answer]):
             if not self._line:
                 self._filled.clear()
             self._in_flight += len(batch)
-            await self._answer(batch)
+            try:
+                await self._answer(batch)
+            except asyncio.CancelledError:
+                self._fail(batch, unanswered())
+                raise
             self._in_flight -= len(batch)
             if not len(self):
                 self._emptied.set()
@@ -141,7 +150,12 @@ class Coalescer(Generic[Item, Answer]):
                     waiting.future.set_result(answer)
 
     @staticmethod
-    def _fail(batch: list[Waiting[Item, Answer]], error: Exception) -> None:
+    def _fail(batch: Iterable[Waiting[Item, Answer]], error: Exception) -> None:
         for waiting in batch:
             if not waiting.future.done():
                 waiting.future.set_exception(error)
+
+
+def unanswered() -> StoreUnavailable:
+    """What those hear whose batch was not answered before the end."""
+    return StoreUnavailable("the runtime stopped before redis answered; it may or may not have been done")

@@ -84,7 +84,7 @@ def decode_result(adapter: TypeAdapter[Any], result: bytes) -> Any:
 
 def encode_failure(error: str, message: str) -> bytes:
     """What the record of a dead job says."""
-    return json.dumps({"error": error[:200], "message": message[:10_000]}).encode()
+    return json.dumps({"error": error[:200], "message": message[:10_000]}).encode(errors="replace")
 
 
 def decode_failure(result: bytes) -> tuple[str, str]:

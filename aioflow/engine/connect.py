@@ -130,7 +130,7 @@ class Clients:
             except ImportError:
                 raise ConfigError("redis memory: needs fakeredis; pip install 'aioflow[memory]'") from None
             self._server = FakeServer(server_type="valkey")
-        elif urlsplit(url).scheme not in SCHEMES:
+        elif scheme_of(url) not in SCHEMES:
             raise ConfigError(f"redis {shown(url)!r}: use redis://, rediss://, unix://, embedded: or memory:")
 
     def make(self, connections: int, *, blocking: bool = False) -> Redis:
@@ -138,7 +138,7 @@ class Clients:
         if self.in_memory:
             from fakeredis import FakeAsyncRedis
 
-            client: Redis = FakeAsyncRedis(server=self._server, retry=no_retry())
+            client: Redis = FakeAsyncRedis(server=self._server, retry=no_retry(), socket_timeout=None)
         else:
             client = Redis.from_pool(self._pool(connections, None if blocking else ROUND_TRIP_SECONDS))
         self._made.append(client)
@@ -182,6 +182,14 @@ class Clients:
 def no_retry() -> Retry:
     """The driver's retry policy: none."""
     return Retry(NoBackoff(), 0)
+
+
+def scheme_of(url: str) -> str:
+    """The scheme of a URL. Raises ConfigError, which does not show what may hold a password."""
+    try:
+        return urlsplit(url).scheme
+    except ValueError as error:
+        raise ConfigError(f"the URL of redis cannot be read: {error}") from error
 
 
 def shown(url: str) -> str:

@@ -152,8 +152,11 @@ class Line:
     failures: int = 0
     connected_at: float = field(default_factory=time.monotonic)
     """Monotonic time of the first answer after the last loss."""
+    heard: bool = False
+    """Whether it ever answered: what was never there is not lost, and whoever connects hears of it."""
 
     def up(self) -> None:
+        self.heard = True
         if self.lost_at is not None:
             log.info("redis %s is back after %.1f s", self.url, time.monotonic() - self.lost_at)
             self.lost_at = None
@@ -164,7 +167,8 @@ class Line:
         self.failures += 1
         if self.lost_at is None:
             self.lost_at = time.monotonic()
-            log.warning("redis %s is away: %s; trying again", self.url, error)
+            if self.heard:
+                log.warning("redis %s is away: %s; trying again", self.url, error)
 
     async def setback(self, error: StoreUnavailable | ProtocolError, what: str) -> None:
         """Wait before a loop tries again, jittered, so that a fleet does not come back as one."""

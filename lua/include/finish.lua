@@ -13,8 +13,9 @@ local function finish(id, kind, row, submitted, started, result)
   of_kind[length + 1], of_kind[length + 2] = end_time, id
 end
 
+-- Comes last: a message that may not be published must not keep anything from being written.
 local function tell_waiters()
-  if redis.call('HLEN', waiters) == 0 then
+  if #ended == 0 or redis.call('HLEN', waiters) == 0 then
     return
   end
   for index, channels in ipairs(redis.call('HMGET', waiters, unpack(ended))) do
@@ -41,5 +42,4 @@ local function write_finished()
   redis.call('ZREM', started, unpack(ended))
   redis.call('ZREM', open, unpack(ended))
   redis.call('HDEL', claims, unpack(ended))
-  tell_waiters()
 end

@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- await: asks to be told of a job's finish on a channel, or answers at once with the results row where it has finished.
 -- KEYS: jobs hash, results hash, waiters hash
 -- ARGV: id, channel (of the runtime that waits)

@@ -78,4 +78,5 @@ end
 if #reaped > 0 and not paused then
   ring()
 end
+tell_waiters()
 return {now_ms, redis.call('ZRANGE', running, 0, 0, 'WITHSCORES')[2] or '0', #reaped, #ended}

@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- requeue: gives a dead job a new life at the end of its priority's line; attempts go on counting, failures and crashes start again.
 -- KEYS: jobs hash, results hash, ready zset, open zset, dead zset, claims hash, config hash, totals hash, bell list
 -- ARGV: clock_ms (ms, 0: server time), count (jobs, at most 1000); then per job: id, token (the one that settled it)

@@ -33,6 +33,9 @@ for index = 1, count do
   if effect_count > MOST_EFFECTS or not KINDS[ARGV[at + 2]] then
     return redis.error_reply('PROTOCOL job ' .. id .. ' has more than 1000 effects, or an unknown outcome')
   end
+  if not string.match(ARGV[at + 3], '^%d+$') or tonumber(ARGV[at + 3]) >= PRIORITY_STEP then
+    return redis.error_reply('PROTOCOL job ' .. id .. ' has a delay that is no number of ms')
+  end
   ids[index], begins[index] = id, at
   at = at + FIELDS
   if effect_count > 0 then
@@ -41,7 +44,7 @@ for index = 1, count do
   for number = 1, effect_count do
     local effect = {op = ARGV[at], key = data_prefix .. (ARGV[at + 1] or '')}
     local words = tonumber(ARGV[at + 2] or '')
-    for word = 1, words or 0 do
+    for word = 1, math.min(words or 0, #ARGV - at - 2) do
       effect[word] = ARGV[at + 2 + word]
     end
     effects[index][number] = effect
@@ -87,7 +90,7 @@ local function answer_again(kind, token, row, line)
   if settled_by ~= token then
     return 0
   end
-  local failure = settled_kind == 'dead' and cjson.decode(string.match(line, '\n(.*)'))
+  local _, failure = pcall(cjson.decode, settled_kind == 'dead' and string.match(line, '\n(.*)') or 'null')
   if type(failure) == 'table' and failure.error == 'BadEffect' then
     return failure.message
   end
@@ -139,4 +142,5 @@ if #retried > 0 then
     ring()
   end
 end
+tell_waiters()
 return answers

@@ -242,7 +242,7 @@ def _range(request: web.Request) -> tuple[int, int]:
 
 
 def _time(request: web.Request, name: str, default: int) -> int:
-    """Epoch seconds or RFC 3339, in UTC ms; reckoned without floats, which would miss by a millisecond."""
+    """Epoch seconds or RFC 3339, in UTC ms: cut, not rounded, so that the last moment before a ms is before it."""
     text = request.query.get(name)
     if text is None:
         return default

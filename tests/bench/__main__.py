@@ -87,7 +87,7 @@ async def idle_start(server: Valkey) -> float:
 
 async def payments_against_bare(server: Valkey) -> tuple[float, float]:
     """Requests per second of POST /payments without workers, and of a bare aiohttp handler, one after the other."""
-    serve = Serve("--redis", server.url, "--port", "0", "--no-workers", environment={"PYTHONDEVMODE": ""})
+    serve = Serve("--redis", server.url, "--port", "0", "--no-workers")
     await serve.start()
     try:
         ours = await requests_per_second(serve.url, HTTP_SECONDS)

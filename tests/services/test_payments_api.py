@@ -6,11 +6,14 @@ import asyncio
 import contextlib
 import gzip
 import math
+import re
+import shlex
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -25,10 +28,11 @@ from aioflow import Handle, Runtime, Service, Task
 from aioflow.engine.keys import Queue
 from aioflow.ingress.app import make_app
 from aioflow.settings import Settings, load_settings
-from services.payments.api import charge
+from services.payments.api import LEDGER, STATUSES, charge
 from services.payments.api import service as payments
 from services.payments.gateways import Decision
 from services.payments.models import GatewayError, Outcome, Payment, Receipt
+from services.payments.settings import PaymentsSettings
 from tests.valkey import Valkey
 from tests.waiting import wait_until
 
@@ -1120,3 +1124,45 @@ async def test_a_stopped_runtime_answers_503(settings: Settings, gateway: Script
         for path in ("/readyz", *QUERIES):
             assert (await api.ask("GET", path)).status == 503
         assert (await api.post()).status == 503
+
+
+# ---- what the README says
+
+README = (Path(__file__).resolve().parent.parent.parent / "services" / "payments" / "README.md").read_text()
+
+
+async def test_the_curl_lines_of_the_readme_answer_what_it_prints(
+    own_valkey: Valkey, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands = re.findall(r"^\$ (curl .+)\n(.+)$", README, re.MULTILINE)
+    assert len(commands) == README.count("curl -s")
+    monkeypatch.setenv("PAYMENTS_SIMULATED_LATENCY", "0")
+    async with running(load_settings(redis=own_valkey.url, namespace=namespace)) as api:
+        for command, printed in commands:
+            words = shlex.split(command.replace("127.0.0.1:8080", api.url))
+            curl = await asyncio.create_subprocess_exec(*words, stdout=asyncio.subprocess.PIPE)
+            answer = (await curl.communicate())[0].decode()
+            assert re.fullmatch(re.escape(printed).replace(r"\.\.\.", "[^{}]+?"), answer), (command, answer)
+
+
+def test_the_tables_of_the_readme_are_complete() -> None:
+    routes = re.findall(r"^\| `(GET|POST) (/pay\S+|/recip\S+)` \|", README, re.MULTILINE)
+    declared = [(route.method, route.path.replace(":[^/]+", "")) for route in payments.routes]
+    assert sorted(routes) == sorted(declared)
+    settings = re.findall(r"^\| `(PAYMENTS_\w+)` \| (?:`(\S+)`)? ?\| (.+) \|$", README, re.MULTILINE)
+    assert settings == [
+        (f"PAYMENTS_{name.upper()}", "" if field.default is None else str(field.default), field.description)
+        for name, field in PaymentsSettings.model_fields.items()
+    ]
+    assert set(re.findall(r"^\| `(\w+)` \| [^|]+ \| of ", README, re.MULTILINE)) == set(STATUSES)
+
+
+async def test_the_readme_names_every_key(api: Api, gateway: ScriptedGateway) -> None:
+    gateway.script.extend([Outcome.SUCCESS, Outcome.INSUFFICIENT_FUNDS])
+    for status in ("success", "insufficient_funds"):
+        await api.reached(await api.pay(), status)
+    gateway.always = Outcome.API_ERROR
+    await api.reached(await api.pay(), "dead")
+    written = {name.replace(":alice", ":<payer_id>").replace(":shop", ":<recipient_id>") for name in await api.data()}
+    table = README.partition("<!-- keys -->")[2].partition("\n\n")[0]
+    assert written | {LEDGER} == set(re.findall(r"^\| `(\S+)`", table, re.MULTILINE))

@@ -803,3 +803,33 @@ async def test_arguments_that_do_not_add_up_are_refused(
     with pytest.raises(ProtocolError, match=message):
         await clocked._call("queue/settle", queue, *words)
     assert await look(clocked, queue) == before
+
+
+@pytest.mark.parametrize("delay_ms", [-1, -(10**17), 2**42, 10**400])
+async def test_a_delay_out_of_range_is_refused_before_a_write(clocked: Store, queue: Queue, delay_ms: int) -> None:
+    await submit(clocked, queue, "ab")
+    await lease(clocked, queue, "r.1")
+    before = await look(clocked, queue)
+    with pytest.raises(ProtocolError):
+        await clocked.settle(queue, [done("a", "r.1", SET), retry("b", "r.1", SET, delay_ms=delay_ms)])
+    assert await dump(clocked, queue) == before
+
+
+async def test_a_count_of_words_is_not_believed(clocked: Store, queue: Queue) -> None:
+    # A loop to such an end would outlast the deadline of the round trip.
+    await submit(clocked, queue, "a")
+    await lease(clocked, queue, "r.1")
+    before = await look(clocked, queue)
+    words = ["1", "a", "r.1", "done", "0", "0", "null", "1", "set", "k", str(2 * 10**8), "v"]
+    with pytest.raises(ProtocolError, match="fewer arguments than it counts"):
+        await clocked._call("queue/settle", queue, *words)
+    assert await look(clocked, queue) == before
+
+
+async def test_a_result_that_is_no_json_does_not_stop_the_batch(clocked: Store, queue: Queue) -> None:
+    await submit(clocked, queue, "ab")
+    await lease(clocked, queue, "r.1")
+    spoilt = Settlement("b", "r.1", "dead", b"no json")
+    assert await clocked.settle(queue, [spoilt]) == [1]
+    assert await clocked.settle(queue, [done("a", "r.1", SET), spoilt]) == [1, 1]
+    assert (await look(clocked, queue))["d:s"] == "v"
