@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import time
 from collections.abc import Awaitable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
@@ -79,6 +80,8 @@ class Runtime:
         self.services = {service.name: service for service in services}
         if len(self.services) != len(services):
             raise ConfigError(f"two services share a name: {sorted(service.name for service in services)}")
+        if workers is not False and workers < 1:
+            raise ConfigError(f"workers={workers!r}: at least 1, True for each task's own, or False for none")
         self.id = secrets.token_hex(6)
         self.resources: dict[str, Any] = {}
         """What each service's lifespan yielded, by the service's name."""
@@ -118,7 +121,12 @@ class Runtime:
         await self.stop()
 
     async def start(self) -> None:
-        """Connect, enter the lifespans, start the workers, all or nothing. Raises ConfigError, StoreUnavailable."""
+        """Connect, enter the lifespans, start the workers, all or nothing. Raises ConfigError, StoreUnavailable.
+
+        A second call is legal and does nothing; a runtime that was stopped cannot be started again.
+        """
+        if self._stopping:
+            raise ConfigError("a runtime is started once; make another")
         if self._started:
             return
         self._started = True
@@ -174,37 +182,42 @@ class Runtime:
         if self._stopping:
             return
         self._stopping = True
-        if self in declarations.live_runtimes:
-            declarations.live_runtimes.remove(self)
-        for claimer in self._claimers:
-            claimer.stop()
-        if self._claiming:
-            await asyncio.wait(self._claiming, timeout=self.settings.grace + CANCEL_SECONDS)
-        await self._end_handlers()
-        await self._within(self._write_last(), "the last settles")
-        await self._lifespans.aclose()
-        for loop in self._loops:
-            loop.cancel()
-        if self._loops:
-            _, stuck = await asyncio.wait(self._loops, timeout=CANCEL_SECONDS)
-            if stuck:
-                log.error("loops that do not end: %s", sorted(loop.get_name() for loop in stuck))
-        if self._store is not None:
-            await self._store.close()
-            self._store = None
-        if self._embedded is not None:
-            await self._embedded.stop()
+        ends = time.monotonic() + self.settings.grace
+        try:
+            await self._end_claiming(ends)
+            await self._end_handlers(ends)
+            await self._within(self._write_last(), "the last settles")
+        finally:
+            # Only now: a handler that runs out its grace may submit.
+            if self in declarations.live_runtimes:
+                declarations.live_runtimes.remove(self)
+            try:
+                await self._lifespans.aclose()
+            finally:
+                await self._disconnect()
 
     def stop_waiting(self) -> None:
         """End every wait for a result with ResultTimeout; whoever waits over HTTP is answered before the stop."""
         if self._results is not None:
             self._results.give_up()
 
-    async def _end_handlers(self) -> None:
+    async def _end_claiming(self, ends: float) -> None:
+        """Claims in flight are completed; no handler may start once the others have been ended."""
+        for claimer in self._claimers:
+            claimer.stop()
+        if not self._claiming:
+            return
+        _, late = await asyncio.wait(self._claiming, timeout=max(CANCEL_SECONDS, ends - time.monotonic()))
+        for claiming in late:
+            claiming.cancel()
+        if late:
+            await asyncio.wait(late, timeout=CANCEL_SECONDS)
+
+    async def _end_handlers(self, ends: float) -> None:
         handlers = [attempt.task for pool in self._pools for attempt in pool.running if attempt.task is not None]
         if not handlers:
             return
-        _, late = await asyncio.wait(handlers, timeout=self.settings.grace)
+        _, late = await asyncio.wait(handlers, timeout=max(0.0, ends - time.monotonic()))
         if late:
             log.warning("%d handlers did not end within the grace period of %g s", len(late), self.settings.grace)
             for pool in self._pools:
@@ -224,6 +237,19 @@ class Runtime:
                 await last
         except (TimeoutError, AioflowError) as error:
             log.warning("stopped before %s were written (%r); the leases bring these jobs back", what, error)
+
+    async def _disconnect(self) -> None:
+        for loop in self._loops:
+            loop.cancel()
+        if self._loops:
+            _, stuck = await asyncio.wait(self._loops, timeout=CANCEL_SECONDS)
+            if stuck:
+                log.error("loops that do not end: %s", sorted(loop.get_name() for loop in stuck))
+        if self._store is not None:
+            await self._store.close()
+            self._store = None
+        if self._embedded is not None:
+            await self._embedded.stop()
 
     def _spawn(self, loop: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         task = asyncio.create_task(loop, name=f"aioflow {name}")

@@ -26,6 +26,10 @@ class Link:
         self.client = client
         self.server = server
         self.losing: Loss | None = None
+        self.last = b""
+        """The last that the client sent."""
+        self.mute = False
+        """Whether replies vanish, while the connection stays."""
 
     def cut(self) -> None:
         """Break both sides, without a goodbye."""
@@ -111,7 +115,7 @@ class Proxy:
         with contextlib.suppress(OSError):
             while chunk := await from_client.read(1 << 16):
                 await self._hold()
-                window = tail + chunk
+                link.last, window = chunk, tail + chunk
                 tail = window[-64:]
                 for loss in self._losses:
                     if loss.times > 0 and loss.mark in window:
@@ -129,6 +133,8 @@ class Proxy:
                     link.losing.server_answered.set()
                     break
                 await self._hold()
+                if link.mute:
+                    continue
                 link.client.write(chunk)
                 await link.client.drain()
         self._end(link)

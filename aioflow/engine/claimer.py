@@ -15,7 +15,7 @@ from enum import Enum, auto
 from aioflow.engine.keys import Queue
 from aioflow.engine.pool import Pool
 from aioflow.engine.store import Store
-from aioflow.errors import ProtocolError, StoreUnavailable
+from aioflow.errors import ConfigError, ProtocolError, StoreUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +47,7 @@ class Claimer:
         self._stopping = False
         self._wake = asyncio.Event()
         self._pop: asyncio.Task[None] | None = None
+        self._refused: ConfigError | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._progress_at = time.monotonic()
         pool.changed = self._wake.set
@@ -60,17 +61,22 @@ class Claimer:
         return self._pool.free == 0 or time.monotonic() - self._progress_at < STALE_SECONDS
 
     async def run(self) -> None:
-        """Claim until stopped; returns once nothing of it is under way."""
-        while not self._stopping:
-            match self._next_step():
-                case Step.CLAIM:
-                    await self._claim()
-                case Step.PASS_ON:
-                    await self._pass_on()
-                case Step.WAIT:
-                    self._listen()
-                    await self._wake.wait()
-                    self._wake.clear()
+        """Claim until stopped; returns once nothing of it is under way. Raises ConfigError where Redis forbids it."""
+        try:
+            while not self._stopping:
+                if self._refused is not None:
+                    raise self._refused
+                match self._next_step():
+                    case Step.CLAIM:
+                        await self._claim()
+                    case Step.PASS_ON:
+                        await self._pass_on()
+                    case Step.WAIT:
+                        self._listen()
+                        await self._wake.wait()
+                        self._wake.clear()
+        finally:
+            await self._hang_up()
         await self._leave()
 
     def stop(self) -> None:
@@ -128,6 +134,8 @@ class Claimer:
         except (StoreUnavailable, ProtocolError) as error:
             await self._setback(error)
             self._look = True
+        except ConfigError as error:
+            self._refused = error
         finally:
             self._pop = None
             self._wake.set()
@@ -146,11 +154,13 @@ class Claimer:
         self._bell_heard = True
         self._wake.set()
 
-    async def _leave(self) -> None:
+    async def _hang_up(self) -> None:
         self._set_timer(None)
         if self._pop is not None:
             self._pop.cancel()
             await asyncio.wait([self._pop])
+
+    async def _leave(self) -> None:
         # The abandoned pop, or a wake-up that no claim followed, may have taken the token.
         try:
             await self._store.promote(self._queue)

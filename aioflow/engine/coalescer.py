@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from aioflow.engine.store import MOST_BYTES, MOST_JOBS
-from aioflow.errors import ProtocolError, StoreUnavailable
+from aioflow.errors import StoreUnavailable
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -135,15 +135,15 @@ class Coalescer(Generic[Item, Answer]):
             return  # all of it was cancelled
         try:
             answers = await self._flush([waiting.item for waiting in batch])
-        except ProtocolError as error:
+        except StoreUnavailable as error:
+            self._fail(batch, error)
+        except Exception as error:  # noqa: BLE001 - refused by redis, or not to be packed at all
             # One bad item must not fail its batch-mates: split until the culprit stands alone.
             if len(batch) == 1:
                 self._fail(batch, error)
             else:
                 await self._answer(batch[: len(batch) // 2])
                 await self._answer(batch[len(batch) // 2 :])
-        except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to those who wait
-            self._fail(batch, error)
         else:
             for waiting, answer in zip(batch, answers, strict=True):
                 if not waiting.future.done():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -55,7 +56,14 @@ class PromptWrites(AbstractConnection):
 class Wire(Protocol):
     """Sends commands as one pipeline and returns their replies; an error reply is an item of the list."""
 
-    async def ask(self, commands: Sequence[Command]) -> list[Any]: ...
+    async def ask(self, commands: Sequence[Command], seconds: float | None = None) -> list[Any]: ...
+
+
+@dataclass(slots=True)
+class Breaks:
+    """How often a connection of one store has broken; shared by its wires."""
+
+    count: int = 0
 
 
 class SocketWire:
@@ -65,27 +73,42 @@ class SocketWire:
     batch packed by hiredis and written as it is costs a third of that. One deadline covers the whole round trip.
     """
 
-    def __init__(self, pool: BlockingConnectionPool, connections: int) -> None:
+    def __init__(self, pool: BlockingConnectionPool, connections: int, breaks: Breaks) -> None:
         self._pool = pool
-        self._idle: deque[AbstractConnection] = deque()
+        self._breaks = breaks
+        self._idle: deque[tuple[int, AbstractConnection]] = deque()
         self._free = asyncio.Semaphore(connections)
 
-    async def ask(self, commands: Sequence[Command]) -> list[Any]:
+    async def ask(self, commands: Sequence[Command], seconds: float | None = None) -> list[Any]:
         """Send and read. Raises driver errors of the connection, and TimeoutError past the deadline."""
-        async with self._free, asyncio.timeout(ROUND_TRIP_SECONDS):
-            connection = self._idle.pop() if self._idle else self._pool.make_connection()
+        async with asyncio.timeout(seconds or ROUND_TRIP_SECONDS), self._free:
+            connection = await self._take()
+            made_after = self._breaks.count
             try:
-                await connection.connect()
+                if not connection.is_connected:
+                    await connection.connect()
                 await connection.send_packed_command(
                     [pack_command(command) for command in commands], check_health=False
                 )
                 replies = [await self._reply(connection) for _ in commands]
-            except BaseException:
+            except BaseException as error:
                 # A reply may still be on its way: this connection is of no use any more.
                 await connection.disconnect(nowait=True)
+                if isinstance(error, driver.ConnectionError):
+                    self._breaks.count += 1
                 raise
-            self._idle.append(connection)
+            self._idle.append((made_after, connection))
             return replies
+
+    async def _take(self) -> AbstractConnection:
+        # What broke one connection has most often broken all: those from before it are not tried.
+        while self._idle:
+            made_after, connection = self._idle.pop()
+            if made_after == self._breaks.count:
+                return connection
+            await connection.disconnect(nowait=True)
+        made: AbstractConnection = self._pool.make_connection()
+        return made
 
     @staticmethod
     async def _reply(connection: AbstractConnection) -> Any:
@@ -97,7 +120,7 @@ class SocketWire:
     async def close(self) -> None:
         """Close the idle connections; nothing may be under way."""
         while self._idle:
-            await self._idle.pop().disconnect()
+            await self._idle.pop()[1].disconnect()
 
 
 class ClientWire:
@@ -106,8 +129,17 @@ class ClientWire:
     def __init__(self, client: Redis) -> None:
         self._client = client
 
-    async def ask(self, commands: Sequence[Command]) -> list[Any]:
+    async def ask(self, commands: Sequence[Command], seconds: float | None = None) -> list[Any]:
         """Send and read."""
+        async with asyncio.timeout(seconds or ROUND_TRIP_SECONDS):
+            return await self._ask(commands)
+
+    async def _ask(self, commands: Sequence[Command]) -> list[Any]:
+        if len(commands) == 1:
+            try:
+                return [await self._client.execute_command(*commands[0])]
+            except driver.ResponseError as error:
+                return [error]
         pipeline = self._client.pipeline(transaction=False)
         for command in commands:
             pipeline.execute_command(*command)
@@ -123,6 +155,7 @@ class Clients:
         self._name = name
         self._made: list[Redis] = []
         self._wires: list[SocketWire] = []
+        self._breaks = Breaks()
         self.in_memory = url == "memory:"
         if self.in_memory:
             try:
@@ -147,8 +180,8 @@ class Clients:
     def wire(self, connections: int) -> Wire:
         """What scripts are sent over: at most so many round trips at a time."""
         if self.in_memory:
-            return ClientWire(self.make(connections))
-        wire = SocketWire(self._pool(connections, None), connections)
+            return ClientWire(self.make(connections, blocking=True))
+        wire = SocketWire(self._pool(connections, None), connections, self._breaks)
         self._wires.append(wire)
         return wire
 
@@ -173,6 +206,10 @@ class Clients:
 
     async def close(self) -> None:
         """Close every connection of every client and wire."""
+        if self.in_memory and self._made:
+            # A pop that was abandoned lives on in fakeredis until it is over.
+            for peer in await self._made[0].client_list():
+                await self._made[0].client_unblock(int(peer["id"]))
         for wire in self._wires:
             await wire.close()
         for client in self._made:

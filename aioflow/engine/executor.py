@@ -30,9 +30,9 @@ class Stop(Enum):
     RUNTIME = auto()
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Attempt:
-    """A leased job in this process. Times are monotonic seconds."""
+    """A leased job in this process, itself and no other of the same job. Times are monotonic seconds."""
 
     job: Leased
     lease_until: float
@@ -114,11 +114,13 @@ class Executor:
             return Dead("CodecError", str(error), [])
         try:
             result = await self._handler(*self._arguments(payload, job))
+            if attempt.stop is Stop.TIMEOUT:
+                return self._timed_out(leased, job)  # from a thread, or the cancellation was swallowed
             return Done(codec.encode_result(self._signature.result, result), job.commit.effects)
         except RetryLater as again:
             return Again(again.seconds, False, job.commit.effects)
         except Discard as discard:
-            return Dead("Discard", discard.reason, job.commit.effects)
+            return Dead("Discard", str(discard.reason), job.commit.effects)
         except CodecError as error:
             return Dead("CodecError", str(error), job.commit.failure_effects)
         except asyncio.CancelledError as error:
@@ -133,12 +135,13 @@ class Executor:
             case Stop.LEASE_LOST:
                 return Abandoned()
             case Stop.TIMEOUT:
-                return self._failed(
-                    attempt.job, job, TimeoutError(f"no result within {self._task.options.timeout:g} s")
-                )
+                return self._timed_out(attempt.job, job)
             case None:
                 # Nobody of ours cancelled it: something inside the handler did.
                 return self._failed(attempt.job, job, RuntimeError(f"the handler was cancelled from inside: {error}"))
+
+    def _timed_out(self, leased: Leased, job: Job) -> Outcome:
+        return self._failed(leased, job, TimeoutError(f"no result within {self._task.options.timeout:g} s"))
 
     def _failed(self, leased: Leased, job: Job, error: Exception) -> Outcome:
         retry: Retry = self._task.options.retry

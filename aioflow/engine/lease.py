@@ -27,21 +27,25 @@ class LeaseKeeper:
         self._store = store
         # A lease that begins during a sleep is not due for renewal before a third of its time.
         self._longest_sleep = min((pool.task.options.lease for pool in pools), default=15.0) / 6
+        self._renewing: set[Pool] = set()
+        """Whose renewals are under way; a server that is slow to answer must not hide that leases end meanwhile."""
 
     async def run(self) -> None:
         """Renew until cancelled."""
-        while True:
-            await asyncio.sleep(self._until_next())
-            now = time.monotonic()
-            for pool in self._pools:
-                self._end_expired(pool, now)
-                due = [
-                    attempt
-                    for attempt in pool.held.values()
-                    if attempt.renew_at <= now and attempt.stop is not Stop.LEASE_LOST
-                ]
-                for first in range(0, len(due), MOST_JOBS):
-                    await self._renew(pool, due[first : first + MOST_JOBS])
+        async with asyncio.TaskGroup() as renewals:
+            while True:
+                await asyncio.sleep(self._until_next())
+                now = time.monotonic()
+                for pool in self._pools:
+                    self._end_expired(pool, now)
+                    due = [
+                        attempt
+                        for attempt in pool.held
+                        if attempt.renew_at <= now and attempt.stop is not Stop.LEASE_LOST
+                    ]
+                    if due and pool not in self._renewing:
+                        self._renewing.add(pool)
+                        renewals.create_task(self._renew(pool, due), name=f"aioflow renewal {pool.queue.name}")
 
     def _until_next(self) -> float:
         now = time.monotonic()
@@ -51,29 +55,37 @@ class LeaseKeeper:
     def _live(self) -> Iterator[Attempt]:
         # A handler in a thread outlives its lease; it is nobody's business any more.
         for pool in self._pools:
-            yield from (attempt for attempt in pool.held.values() if attempt.stop is not Stop.LEASE_LOST)
+            yield from (attempt for attempt in pool.held if attempt.stop is not Stop.LEASE_LOST)
 
     def _end_expired(self, pool: Pool, now: float) -> None:
-        for attempt in [attempt for attempt in pool.held.values() if attempt.lease_until <= now]:
+        for attempt in [attempt for attempt in pool.held if attempt.lease_until <= now]:
             if attempt.stop is not Stop.LEASE_LOST:
                 log.warning("%s %s: its lease could not be renewed; cancelled", pool.queue.name, attempt.job.id)
             attempt.cancel(Stop.LEASE_LOST)
 
     async def _renew(self, pool: Pool, due: list[Attempt]) -> None:
+        try:
+            for first in range(0, len(due), MOST_JOBS):
+                await self._renew_batch(pool, due[first : first + MOST_JOBS])
+        finally:
+            self._renewing.discard(pool)
+
+    async def _renew_batch(self, pool: Pool, due: list[Attempt]) -> None:
         sent = time.monotonic()
         lease = pool.task.options.lease
         try:
-            answers = await self._store.renew(
-                pool.queue, pool.lease_ms, [(attempt.job.id, attempt.job.token) for attempt in due]
-            )
-        except (StoreUnavailable, ProtocolError):
+            async with asyncio.timeout(lease / 3):  # while there is time for another try
+                answers = await self._store.renew(
+                    pool.queue, pool.lease_ms, [(attempt.job.id, attempt.job.token) for attempt in due]
+                )
+        except (StoreUnavailable, ProtocolError, TimeoutError):
             for attempt in due:
                 attempt.renew_at = sent + lease / 12
             return
         for attempt, renewed in zip(due, answers, strict=True):
             if renewed:
                 attempt.lease_until, attempt.renew_at = sent + lease, sent + lease / 3
-            elif pool.held.get(attempt.job.id) is attempt and attempt.task is not None and not attempt.task.done():
+            elif attempt in pool.held and attempt.task is not None and not attempt.task.done():
                 log.warning("%s %s: its lease was taken away; cancelled", pool.queue.name, attempt.job.id)
                 attempt.lease_until = sent
                 attempt.cancel(Stop.LEASE_LOST)

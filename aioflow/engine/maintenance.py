@@ -56,7 +56,9 @@ class Maintenance:
         # Jittered, or the runtimes of a fleet that started together would all come in the same instant.
         pause = 0.0 if promoted == MOST_JOBS else PERIOD * random.uniform(0.8, 1.0)  # noqa: S311
         interval = self._options.lease / 3
-        reap_from = max(self._reap_from, self._store.line.connected_at + interval)
+        # Every call hears the clock, also the promotion above: that it agrees now does not say that it did all along.
+        unsure_at = max(self._store.line.connected_at, self._store.clock.stepped_at)
+        reap_from = max(self._reap_from, unsure_at + interval)
         if now < reap_from:
             return min(pause, reap_from - now)
         reaped = await self._store.reap(

@@ -42,15 +42,15 @@ class Pool:
         self.queue = queue
         self.concurrency = concurrency
         self.lease_ms = int(task.options.lease * 1000)
-        self.held: dict[str, Attempt] = {}
-        """Every lease that this process answers for, by job id."""
+        self.held: set[Attempt] = set()
+        """Every lease that this process answers for. A job may be here twice: a thread outlives its lost lease."""
         self.changed: Callable[[], None] = lambda: None
         """Called when a slot becomes free; set by the claimer."""
         self.settles: Coalescer[tuple[Attempt, Settlement], None] = Coalescer(f"settle {queue.name}", self._flush)
         self._store = store
         self._alone = alone
         self._executor = Executor(task, resources)
-        self._running: dict[str, tuple[Attempt, float]] = {}  # id -> attempt, when its handler started; oldest first
+        self._running: dict[Attempt, float] = {}  # and when its handler started; oldest first
         self._sweep: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
@@ -66,7 +66,7 @@ class Pool:
     @property
     def running(self) -> list[Attempt]:
         """The attempts whose handlers run."""
-        return [attempt for attempt, _ in self._running.values()]
+        return list(self._running)
 
     def start(self, claimed: Claimed) -> None:
         """Start a handler for every claimed job."""
@@ -83,13 +83,13 @@ class Pool:
         attempts = [Attempt(leased, lease_until, renew_at) for leased in claimed.jobs]
         self._note_start(attempts)
         for attempt in attempts:
-            self.held[attempt.job.id] = attempt
+            self.held.add(attempt)
             attempt.task = loop.create_task(self._run(attempt), name=f"{self.queue.name} {attempt.job.id}")
 
     def _note_start(self, attempts: list[Attempt]) -> None:
         now = time.monotonic()
         for attempt in attempts:
-            self._running[attempt.job.id] = (attempt, now)
+            self._running[attempt] = now
         if self._sweep is None and self.task.options.timeout is not None and attempts:
             self._sweep = asyncio.get_running_loop().call_later(self.task.options.timeout, self._cancel_late)
 
@@ -102,21 +102,42 @@ class Pool:
                 outcome = await self._executor.run(attempt)
         except BaseException:
             # The loop is being torn down, or the executor is broken: the lease brings the job back.
-            self.held.pop(attempt.job.id, None)
+            self.held.discard(attempt)
             raise
         finally:
-            self._running.pop(attempt.job.id, None)
+            self._running.pop(attempt, None)
             self.changed()
         settlement = settlement_of(attempt, outcome)
-        if settlement is None:
-            if isinstance(outcome, Abandoned):
-                self.held.pop(attempt.job.id, None)
-            return  # a released job stays held until the stop gives it back
+        if settlement is not None:
+            self._settle(attempt, settlement)
+        elif isinstance(outcome, Abandoned):
+            self.held.discard(attempt)
+        # else it was released, and stays held until the stop gives it back
+
+    def _settle(self, attempt: Attempt, settlement: Settlement) -> None:
         try:
-            self.settles.put((attempt, settlement), settlement.size).add_done_callback(lambda _: self._let_go(attempt))
-        except StoreUnavailable as error:
+            answer = self.settles.put((attempt, settlement), settlement.size)
+        except (StoreUnavailable, TypeError) as error:
+            self._not_settled(attempt, settlement, error)
+        else:
+            answer.add_done_callback(lambda _: self._settled(attempt, settlement, answer))
+
+    def _settled(self, attempt: Attempt, settlement: Settlement, answer: asyncio.Future[None]) -> None:
+        error = None if answer.cancelled() else answer.exception()
+        if error is None:
+            self._let_go(attempt)
+        else:
+            self._not_settled(attempt, settlement, error)
+
+    def _not_settled(self, attempt: Attempt, settlement: Settlement, error: BaseException) -> None:
+        if isinstance(error, (TypeError, ValueError)) and settlement.effects:
+            # What the handler wants written cannot even be sent: that ends its job, and no other.
+            log.error("%s %s: dead: its effects cannot be sent: %r", self.queue.name, attempt.job.id, error)
+            failure = codec.encode_failure("BadEffect", f"the effects cannot be sent: {error!r}")
+            self._settle(attempt, Settlement(attempt.job.id, attempt.job.token, "dead", failure))
+        else:
             log.warning("%s %s: not settled, %s; it runs again", self.queue.name, attempt.job.id, error)
-            self.held.pop(attempt.job.id, None)
+            self._let_go(attempt)
 
     async def _run_alone(self, attempt: Attempt) -> Outcome:
         """Run a job on its last chance while no other such job runs in this process.
@@ -130,7 +151,7 @@ class Pool:
                 if not await self._store.expose(self.queue, attempt.job):
                     return Abandoned()
                 attempt.waiting = False
-                del self._running[attempt.job.id]  # its time starts now
+                del self._running[attempt]  # its time starts now
                 self._note_start([attempt])
                 return await self._executor.run(attempt)
         except (StoreUnavailable, ProtocolError) as error:
@@ -140,7 +161,7 @@ class Pool:
             return Abandoned() if attempt.stop is Stop.LEASE_LOST else Released()
 
     def _let_go(self, attempt: Attempt) -> None:
-        self.held.pop(attempt.job.id, None)
+        self.held.discard(attempt)
         self.changed()
 
     def _cancel_late(self) -> None:
@@ -150,7 +171,7 @@ class Pool:
         if timeout is None:
             return
         now = time.monotonic()
-        for attempt, started in self._running.values():
+        for attempt, started in self._running.items():
             if attempt.stop is not None or attempt.waiting:
                 continue
             if started + timeout > now:
@@ -191,13 +212,11 @@ class Pool:
         """Give back the jobs whose handlers were stopped; what still runs in a thread keeps its lease."""
         if self._sweep is not None:
             self._sweep.cancel()
-        rest = [
-            (attempt.job.id, attempt.job.token) for job_id, attempt in self.held.items() if job_id not in self._running
-        ]
+        rest = [attempt for attempt in self.held if attempt not in self._running]
         for first in range(0, len(rest), MOST_JOBS):
-            await self._store.release(self.queue, rest[first : first + MOST_JOBS])
-        for job_id, _ in rest:
-            self.held.pop(job_id, None)
+            leases = [(attempt.job.id, attempt.job.token) for attempt in rest[first : first + MOST_JOBS]]
+            await self._store.release(self.queue, leases)
+        self.held.difference_update(rest)
 
 
 def settlement_of(attempt: Attempt, outcome: Outcome) -> Settlement | None:

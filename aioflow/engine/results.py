@@ -16,6 +16,8 @@ from aioflow.engine.store import Store, parse_result
 from aioflow.errors import NotFound, ProtocolError, ResultTimeout, StoreUnavailable
 from aioflow.job import State
 
+SILENCE_SECONDS = 5.0
+"""After so long without a message the line is asked whether it lives; after as long again it counts as lost."""
 Result = tuple[State, bytes]
 
 
@@ -77,9 +79,19 @@ class Results:
 
     async def _listen(self) -> None:
         pubsub = self._store.pubsub()
+        asked = False
         try:
             await pubsub.subscribe(self._channel)
-            async for message in pubsub.listen():
+            while True:
+                message = await pubsub.get_message(timeout=SILENCE_SECONDS)
+                if message is None:
+                    # A peer that vanished says nothing, ever: whoever only listens must ask.
+                    if asked:
+                        raise driver.TimeoutError("no answer on the results' channel")
+                    asked = True
+                    await pubsub.ping()
+                    continue
+                asked = False
                 if message["type"] == "message":
                     self._tell(message["data"])
                 elif message["type"] == "subscribe":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -33,6 +34,8 @@ T = TypeVar("T")
 Durability = Literal["memory", "fsync"]
 MOST_JOBS = 1000
 MOST_BYTES = 1 << 20
+TOLERANCE_MS = 1000
+"""How far the server's clock may be off what is expected; as in reap."""
 RECEIPT_MS = 4000
 """How long a flush waits for its durability; below the round trip's deadline."""
 AWAY = (
@@ -45,8 +48,9 @@ AWAY = (
     "CLUSTERDOWN",
     "NOREPLICAS",
     "TRYAGAIN",
+    "WAITAOF",
 )
-"""Error codes by which a server says that it cannot serve now."""
+"""What errors begin with by which a server says that it cannot serve now, or not as durably as asked."""
 
 
 # Records of which there is one per job are not frozen: that alone costs 0.6 us each.
@@ -133,14 +137,25 @@ class ServerClock:
 
     heard_ms: int = 0
     heard_at: float = 0.0
+    stepped_at: float = -math.inf
+    """Monotonic time at which the server's clock was last found to be off."""
 
-    def hear(self, now_ms: int) -> None:
-        """Take the time that a script answered."""
-        self.heard_ms, self.heard_at = now_ms, time.monotonic()
+    def hear(self, now_ms: int, sent: float | None = None) -> None:
+        """Take the time that a script answered, which was sent at that monotonic time (None: just now)."""
+        now = time.monotonic()
+        sent = now if sent is None else sent
+        early, late = self.expected_ms(sent) - TOLERANCE_MS, self.expected_ms(now) + TOLERANCE_MS
+        if self.heard_ms and not early <= now_ms <= late:
+            off_ms = now_ms - self.expected_ms(now)
+            log.warning("the clock of redis has stepped by about %+d ms; leases are judged again once it holds", off_ms)
+            self.stepped_at = now
+        elif self.heard_ms and now - sent > TOLERANCE_MS / 2000:
+            return  # right, but too vague to go by
+        self.heard_ms, self.heard_at = now_ms, now
 
-    def expected_ms(self) -> int:
-        """What the server's clock should show now."""
-        return self.heard_ms + int((time.monotonic() - self.heard_at) * 1000)
+    def expected_ms(self, at: float | None = None) -> int:
+        """What the server's clock should show now, or at a monotonic time."""
+        return self.heard_ms + int(((time.monotonic() if at is None else at) - self.heard_at) * 1000)
 
 
 @dataclass(slots=True)
@@ -155,8 +170,11 @@ class Line:
     heard: bool = False
     """Whether it ever answered: what was never there is not lost, and whoever connects hears of it."""
 
-    def up(self) -> None:
+    def up(self, *, again: bool = False) -> None:
+        """The server answered; `again`: over a new connection, after one had broken."""
         self.heard = True
+        if again:
+            self.connected_at = time.monotonic()
         if self.lost_at is not None:
             log.info("redis %s is back after %.1f s", self.url, time.monotonic() - self.lost_at)
             self.lost_at = None
@@ -193,7 +211,8 @@ class Store:
         self._wire = self._clients.wire(4 * queues + 8)
         self._receipts = self._clients.wire(2)
         self.redis: Redis = self._clients.make(16)
-        self._bells: Redis = self._clients.make(queues + 1, blocking=True)  # a pop per queue, and the results' channel
+        self._bells = self._clients.wire(queues)
+        self._listener: Redis = self._clients.make(1, blocking=True)
         self.in_memory = self._clients.in_memory
         self.clock = ServerClock()
         self.line = Line(shown(url))
@@ -224,10 +243,12 @@ class Store:
         fsync = durability == "fsync"
         if fsync:
             commands.append(("WAITAOF", 1, 0, RECEIPT_MS))
+        sent = time.monotonic()
         replies = await self._ask(script, commands, self._receipts if fsync else self._wire)
         if fsync and replies.pop()[0] < 1:
             raise StoreUnavailable(f"redis did not fsync within {RECEIPT_MS} ms; the jobs may have been taken")
-        answers = {queue: iter(self._heard(reply)) for queue, reply in zip(by_queue, replies, strict=True)}
+        self.clock.hear(replies[0][0], sent)
+        answers = {queue: iter(reply[1:]) for queue, reply in zip(by_queue, replies, strict=True)}
         return [next(answers[job.queue]) for job in jobs]
 
     async def claim(self, queue: Queue, count: int, lease_ms: int, token: str, *, most_crashes: int = 3) -> Claimed:
@@ -238,7 +259,6 @@ class Store:
         sent = time.monotonic()
         words = (str(min(count, MOST_JOBS)), str(lease_ms), token, str(MOST_BYTES), str(most_crashes))
         now_ms, next_due, ids, envelopes, rows = await self._call("queue/claim", queue, *words)
-        self.clock.hear(now_ms)
         jobs = []
         for job_id, envelope, row in zip(ids, envelopes, rows, strict=True):
             attempt, failures, crashes = 1, 0, 0
@@ -263,23 +283,22 @@ class Store:
             words.append(str(len(job.effects)))
             for effect in job.effects:
                 words += (effect.op, effect.name, str(len(effect.words)), *effect.words)
-        answers = self._heard(await self._call("queue/settle", queue, *words))
+        answers = (await self._call("queue/settle", queue, *words))[1:]
         return [answer.decode() if isinstance(answer, bytes) else answer for answer in answers]
 
     async def renew(self, queue: Queue, lease_ms: int, leases: Sequence[tuple[str, str]]) -> list[bool]:
         """Move the deadlines of (id, token); False where the lease is lost. May be repeated."""
         words = [str(lease_ms), str(len(leases)), *(word for lease in leases for word in lease)]
-        return [answer == 1 for answer in self._heard(await self._call("queue/renew", queue, *words))]
+        return [answer == 1 for answer in (await self._call("queue/renew", queue, *words))[1:]]
 
     async def release(self, queue: Queue, leases: Sequence[tuple[str, str]]) -> list[bool]:
         """Give leased jobs back to their places; False where the lease is lost. May be repeated."""
         words = [str(len(leases)), *(word for lease in leases for word in lease)]
-        return [answer == 1 for answer in self._heard(await self._call("queue/release", queue, *words))]
+        return [answer == 1 for answer in (await self._call("queue/release", queue, *words))[1:]]
 
     async def promote(self, queue: Queue, limit: int = MOST_JOBS) -> int:
         """Put due jobs in line and ring over a non-empty queue; how many were due. May be repeated."""
-        now_ms, _, promoted = await self._call("queue/promote", queue, str(limit))
-        self.clock.hear(now_ms)
+        _, _, promoted = await self._call("queue/promote", queue, str(limit))
         return int(promoted)
 
     async def reap(self, queue: Queue, *, most_crashes: int, longest_ms: int, limit: int = MOST_JOBS) -> Reaped:
@@ -287,7 +306,6 @@ class Store:
         expected_ms = self.clock.expected_ms()
         words = (str(expected_ms), str(limit), str(most_crashes), str(longest_ms))
         now_ms, *reply = await self._call("queue/reap", queue, *words)
-        self.clock.hear(now_ms)
         if not reply:
             log.warning(
                 "the clock of redis is %+d ms off what was expected; no lease of %s is taken away until it holds",
@@ -302,14 +320,13 @@ class Store:
     async def trim(self, queue: Queue, *, keep_done_ms: int, keep_dead_ms: int, limit: int = MOST_JOBS) -> int:
         """Forget finished jobs that are older than their retention; how many. May be repeated."""
         words = (str(limit), str(keep_done_ms), str(keep_dead_ms))
-        now_ms, forgotten = await self._call("queue/trim", queue, *words)
-        self.clock.hear(now_ms)
+        _, forgotten = await self._call("queue/trim", queue, *words)
         return int(forgotten)
 
     async def requeue(self, queue: Queue, jobs: Sequence[tuple[str, str]]) -> list[bool]:
         """Give dead jobs, as (id, token that settled it), a new life; False where not dead by it. May be repeated."""
         words = [str(len(jobs)), *(word for job in jobs for word in job)]
-        return [answer == 1 for answer in self._heard(await self._call("queue/requeue", queue, *words))]
+        return [answer == 1 for answer in (await self._call("queue/requeue", queue, *words))[1:]]
 
     async def inspect(self, queue: Queue, ids: Sequence[str]) -> list[JobInfo | None]:
         """What is known of jobs, as one moment; None where no record is kept."""
@@ -370,11 +387,11 @@ class Store:
         A caller that is cancelled must ring again by `promote`: the abandoned pop may have taken the token.
         """
 
-        async def pop() -> Any:
-            async with asyncio.timeout(seconds + 2):
-                return await self._bells.execute_command("BLPOP", queue.keys["bell"], seconds)
-
-        return await self._command(pop) is not None
+        pop: Command = ("BLPOP", queue.keys["bell"], seconds)
+        (reply,) = await self._command(lambda: self._bells.ask([pop], seconds + 2))
+        if isinstance(reply, Exception):
+            raise self._mapped(reply, "BLPOP")
+        return reply is not None
 
     async def ping(self) -> None:
         """Raise StoreUnavailable unless the server answers."""
@@ -399,20 +416,20 @@ class Store:
 
     def pubsub(self) -> PubSub:
         """A subscription on a connection of its own."""
-        return self._bells.pubsub(ignore_subscribe_messages=False)
+        return self._listener.pubsub(ignore_subscribe_messages=False)
 
     # ---- how a call is made
 
     async def _call(self, name: str, queue: Queue, *words: str | bytes) -> Any:
+        """Run a script that takes the time and answers it first."""
         script = scripts.load(name, plain=self._plain)
-        return (await self._ask(script, [evalsha(script, queue, (self._clock_word(), *words))], self._wire))[0]
+        sent = time.monotonic()
+        (reply,) = await self._ask(script, [evalsha(script, queue, (self._clock_word(), *words))], self._wire)
+        self.clock.hear(reply[0], sent)
+        return reply
 
     def _clock_word(self) -> str:
         return "0" if self._clock is None else str(self._clock())
-
-    def _heard(self, reply: list[Any]) -> list[Any]:
-        self.clock.hear(reply[0])
-        return reply[1:]
 
     async def _ask(self, script: Script, commands: list[Command], wire: Wire) -> list[Any]:
         """Send a script's calls; load it where the server does not know it; repeat once where the line broke."""
@@ -424,20 +441,25 @@ class Store:
                     raise reply
             return replies
 
-        try:
-            replies = await send()
-        except driver.NoScriptError:
-            await self._command(lambda: self.redis.script_load(script.source))
-            return await self._command(send)
-        except driver.ConnectionError as error:
-            # Most often a kept connection that the server has closed since. A busy server is not asked twice.
-            if not script.may_repeat or isinstance(error, driver.BusyLoadingError):
-                raise self.lost(error) from error
-            return await self._command(send)
-        except (driver.RedisError, OSError) as error:
-            raise self._mapped(error, script.name) from error
-        self.line.up()
-        return replies
+        loaded = repeated = False
+        while True:
+            try:
+                replies = await send()
+            except driver.NoScriptError as error:
+                if loaded:
+                    raise self._mapped(error, script.name) from error
+                loaded = True  # nothing was run, so this counts as no repeat; a server that came back knows no script
+                await self._command(lambda: self.redis.script_load(script.source))
+            except driver.ConnectionError as error:
+                # Most often a kept connection that the server has closed since. A busy server is not asked twice.
+                if repeated or not script.may_repeat or isinstance(error, driver.BusyLoadingError):
+                    raise self.lost(error) from error
+                repeated = True
+            except (driver.RedisError, OSError) as error:
+                raise self._mapped(error, script.name) from error
+            else:
+                self.line.up(again=repeated)
+                return replies
 
     async def _command(self, send: Callable[[], Awaitable[T]]) -> T:
         try:

@@ -1,0 +1,614 @@
+"""The line to Redis: lost replies, silent servers, restarts, steps of the clock, cancellations."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import random
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from aioflow import Handle, Job, Runtime, Service, State, StoreUnavailable
+from aioflow.commit import Effect
+from aioflow.engine import connect, scripts
+from aioflow.engine.keys import Queue, data_key
+from aioflow.engine.maintenance import Maintenance
+from aioflow.engine.store import Durability, NewJob, Settlement, Store
+from aioflow.errors import AioflowError
+from aioflow.service import TaskOptions
+from tests.conftest import Clock
+from tests.proxy import Proxy
+from tests.valkey import Valkey
+from tests.waiting import wait_until
+
+
+def new(queue: Queue, job_id: str) -> NewJob:
+    return NewJob(queue, job_id, b"\n1", 4, "0")
+
+
+def sha(name: str) -> bytes:
+    """What marks the calls of a script on the wire."""
+    return scripts.load(name).sha.encode()
+
+
+async def script_calls(observer: Store) -> int:
+    """How many script calls the server has run; one that it does not know is none."""
+    stats = (await observer.redis.info("commandstats")).get("cmdstat_evalsha", {})
+    return int(stats.get("calls", 0)) - int(stats.get("failed_calls", 0))
+
+
+async def in_state(handle: Handle[Any], state: State, seconds: float = 10.0) -> None:
+    async def there() -> bool:
+        return (await handle.status()).state is state
+
+    await wait_until(there, seconds)
+
+
+async def load_all(store: Store) -> None:
+    """Make the server know every script, so that a test's first call runs."""
+    for name in ("submit", "claim", "settle", "renew", "release", "promote", "requeue", "inspect"):
+        await store.redis.script_load(scripts.load(f"queue/{name}").source)
+
+
+@asynccontextmanager
+async def proxied(server: Valkey) -> AsyncIterator[tuple[Proxy, Store]]:
+    """A store behind a proxy."""
+    async with Proxy(server.socket) as proxy:
+        store = Store(proxy.url, name="aioflow:proxied")
+        try:
+            yield proxy, store
+        finally:
+            proxy.flow()
+            await store.close()
+
+
+# ---- a reply that is lost after the write
+
+
+async def test_a_claim_whose_reply_is_lost_is_not_sent_again(valkey: Valkey, queue: Queue, store: Store) -> None:
+    await load_all(store)
+    await store.submit([new(queue, "a"), new(queue, "b")])
+    async with proxied(valkey) as (proxy, far):
+        ran = await script_calls(store)
+        proxy.lose_reply(sha("queue/claim"))
+        with pytest.raises(StoreUnavailable):
+            await far.claim(queue, 1, 60_000, "t.1")
+        assert await script_calls(store) - ran == 1
+    infos = await store.inspect(queue, ["a", "b"])
+    assert [info.state if info else None for info in infos] == [State.RUNNING, State.READY]
+
+
+@pytest.mark.parametrize("durability", ["memory", "fsync"])
+async def test_a_submit_whose_reply_is_lost_is_sent_once_more(
+    own_valkey: Valkey, queue: Queue, durability: Durability
+) -> None:
+    async with proxied(own_valkey) as (proxy, far):
+        near = Store(own_valkey.url, name="observer")
+        await load_all(near)
+        ran = await script_calls(near)
+        proxy.lose_reply(sha("queue/submit"))
+        assert await far.submit([new(queue, "a")], durability) == [0], "the repeat hears that it is known"
+        assert await script_calls(near) - ran == 2
+        proxy.lose_reply(sha("queue/submit"), times=2)
+        with pytest.raises(StoreUnavailable):
+            await far.submit([new(queue, "b")], durability)
+        assert await script_calls(near) - ran == 4, "one repeat, and no more"
+        assert (await near.sizes(queue)).open == 2
+        await near.close()
+
+
+async def test_settle_renew_release_and_requeue_are_sent_once_more_and_answer_as_the_first_time(
+    valkey: Valkey, queue: Queue, store: Store
+) -> None:
+    await load_all(store)
+    await store.submit([new(queue, job_id) for job_id in ("done", "retry", "dead", "released")])
+    await store.claim(queue, 4, 60_000, "t.1")
+    count = [Effect("hincrby", "ran", ("times", "1"))]
+    settlements = [
+        Settlement("done", "t.1", "done", b"7", effects=count),
+        Settlement("retry", "t.1", "retry", delay_ms=60_000, failed=True, effects=count),
+        Settlement("dead", "t.1", "dead", b"{}", effects=count),
+    ]
+    calls: list[tuple[str, Callable[[Store], Awaitable[Any]], Any]] = [
+        ("renew", lambda far: far.renew(queue, 60_000, [("done", "t.1"), ("gone", "t.1")]), [True, False]),
+        ("settle", lambda far: far.settle(queue, settlements), [1, 1, 1]),
+        ("release", lambda far: far.release(queue, [("released", "t.1")]), [True]),
+        ("requeue", lambda far: far.requeue(queue, [("dead", "t.1")]), [True]),
+    ]
+    async with proxied(valkey) as (proxy, far):
+        for name, call, answer in calls:
+            ran = await script_calls(store)
+            answered = proxy.lose_reply(sha(f"queue/{name}"))
+            assert await call(far) == answer, name
+            assert answered.is_set(), name
+            assert await script_calls(store) - ran == 2, name
+            proxy.lose_reply(sha(f"queue/{name}"), times=2)
+            with pytest.raises(StoreUnavailable):
+                await call(far)
+            assert await script_calls(store) - ran == 4, name
+    ran_times = await store.redis.hget(data_key(queue.namespace, queue.service, "ran"), "times")
+    assert ran_times == b"3", "effects land once"
+
+
+async def test_jobs_run_once_while_replies_are_lost(valkey: Valkey, namespace: str) -> None:
+    service = Service("demo")
+
+    @service.task(concurrency=20)
+    async def work(number: int, job: Job) -> int:
+        job.commit.hincrby("ran", job.id, 1)
+        return number
+
+    async with (
+        Proxy(valkey.socket) as proxy,
+        Runtime([service], redis=valkey.url, namespace=namespace, workers=False) as near,
+        Runtime([service], redis=proxy.url, namespace=namespace) as far,
+    ):
+        handles: list[Handle[Any]] = []
+        for batch in range(10):
+            proxy.lose_reply(sha("queue/submit"))
+            proxy.lose_reply(sha("queue/settle"))
+            numbers = range(20 * batch, 20 * batch + 20)
+            handles += await asyncio.gather(*[far.submit(work, number) for number in numbers])
+        for number, handle in enumerate(handles):
+            assert await near.wait_result("demo.work", handle.id, 20) == number
+        ran = await near.redis.hgetall(near.key(service, "ran"))
+        assert ran == {handle.id.encode(): b"1" for handle in handles}
+
+
+async def test_a_slow_line_changes_nothing(valkey: Valkey, namespace: str) -> None:
+    service = Service("demo")
+
+    @service.task(lease=0.5)
+    async def work(number: int) -> int:
+        await asyncio.sleep(0.05)
+        return number
+
+    async with Proxy(valkey.socket) as proxy:
+        proxy.delay = 0.01
+        async with Runtime([service], redis=proxy.url, namespace=namespace):
+            handles = await asyncio.gather(*[work.submit(number) for number in range(20)])
+            assert await asyncio.gather(*[handle.result(10) for handle in handles]) == list(range(20))
+            assert {(await handle.status()).attempt for handle in handles} == {1}
+
+
+# ---- a server that is silent
+
+
+async def test_every_round_trip_has_a_deadline(valkey: Valkey, queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connect, "ROUND_TRIP_SECONDS", 0.3)
+    async with proxied(valkey) as (proxy, far):
+        await far.submit([new(queue, "a")])  # connections are there already
+        await far.ping()
+        proxy.stall()
+        calls: list[Awaitable[Any]] = [
+            far.submit([new(queue, "b")]),
+            far.submit([new(queue, "c")], "fsync"),
+            far.claim(queue, 1, 1000, "t.1"),
+            far.settle(queue, [Settlement("a", "t.1", "done")]),
+            far.renew(queue, 1000, [("a", "t.1")]),
+            far.promote(queue),
+            far.ping(),
+            far.memory_share(),
+            far.sizes(queue),
+            far.count(queue.keys["open"], 0, 1),
+            far.page(queue.keys["open"], 0, 1, 1, None),
+            # More than there are connections: waiting for one counts.
+            *[far.inspect(queue, ["a"]) for _ in range(50)],
+        ]
+        began = time.monotonic()
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        assert time.monotonic() - began < 0.3 + 1.0
+        assert {type(answer) for answer in answers} == {StoreUnavailable}
+        began = time.monotonic()
+        with pytest.raises(StoreUnavailable):
+            await far.wait_bell(queue, 0.1)
+        assert 2.0 < time.monotonic() - began < 3.0, "the block time and 2 s"
+        proxy.flow()
+        assert await far.submit([new(queue, "d")]) == [1]
+
+
+async def test_a_lease_that_a_silent_server_does_not_renew_ends_its_handler_on_time(
+    valkey: Valkey, namespace: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    service = Service("demo")
+    started = asyncio.Event()
+    ended: list[float] = []
+
+    @service.task(lease=0.9)
+    async def work(job: Job) -> None:
+        job.commit.hset("good", str(job.attempt), "1")
+        job.commit.hset("bad", str(job.attempt), "1", on_failure=True)
+        if job.attempt == 1:
+            started.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.append(time.monotonic())
+
+    @service.task(lease=30.0)
+    async def other() -> None:
+        await asyncio.Event().wait()
+
+    async with (
+        Proxy(valkey.socket) as proxy,
+        Runtime([service], redis=valkey.url, namespace=namespace, workers=False) as near,
+    ):
+        async with Runtime([service], redis=proxy.url, namespace=namespace, grace=0.0):
+            beside = await near.submit(other)
+            handle = await near.submit(work)
+            await started.wait()
+            proxy.stall()
+            stalled = time.monotonic()
+            await wait_until(lambda: ended, 5)
+            # The last renewal was sent before; the round trip's deadline of 5 s must not stand in the way.
+            assert ended[0] - stalled < 0.9 + 0.2
+            assert "its lease could not be renewed; cancelled" in caplog.text
+            proxy.flow()
+            await handle_done(near, handle)
+            assert (await beside.status()).attempt == 1
+        assert (await handle.status()).attempt == 2
+        assert await near.redis.hgetall(near.key(service, "good")) == {b"2": b"1"}
+        assert await near.redis.hgetall(near.key(service, "bad")) == {}, "nothing is written under a lost lease"
+
+
+async def handle_done(near: Runtime, handle: Handle[Any]) -> None:
+    await near.wait_result(handle.task_name, handle.id, 10)
+
+
+@pytest.mark.parametrize("comes_back", [False, True], ids=["silent", "late"])
+async def test_a_stop_under_a_silent_server_tells_whoever_waits_and_ends_on_time(
+    valkey: Valkey, namespace: str, comes_back: bool
+) -> None:
+    started: list[int] = []
+
+    @asynccontextmanager
+    async def lifespan(_: Runtime) -> AsyncIterator[None]:
+        yield
+        if comes_back:
+            proxy.flow()  # what was held back arrives while the runtime closes
+            await wait_until(submitting.done)
+
+    service = Service("demo", lifespan=lifespan)
+
+    @service.task(concurrency=10)
+    async def work(number: int) -> None:
+        started.append(number)
+
+    async with (
+        Proxy(valkey.socket) as proxy,
+        Runtime([service], redis=valkey.url, namespace=namespace, workers=False) as near,
+    ):
+        runtime = Runtime([service], redis=proxy.url, namespace=namespace, grace=0.0)
+        await runtime.start()
+        await (await runtime.submit(work, 0)).result(5)
+        proxy.stall()
+        submitting = asyncio.create_task(runtime.submit(work, 1, id="mine"))
+        await near.submit(work, 2)  # rings; the runtime's claim goes nowhere
+        began = time.monotonic()
+        await runtime.stop()
+        assert time.monotonic() - began < 0.0 + 4
+        if comes_back:
+            assert (await submitting).created
+        else:
+            with pytest.raises(StoreUnavailable, match="stopped") as away:
+                await submitting
+            assert away.value.job_id == "mine"
+        assert started == [0], "no handler starts in a runtime that has ended its handlers"
+
+
+# ---- a server that forgets its scripts, its connections, or everything but its file
+
+
+async def test_scripts_that_were_flushed_are_loaded_again(own_valkey: Valkey, queue: Queue) -> None:
+    store = Store(own_valkey.url, name="aioflow:test")
+    calls: list[Callable[[], Awaitable[Any]]] = [
+        lambda: store.submit([new(queue, "a")], "fsync"),
+        lambda: store.claim(queue, 1, 60_000, "t.1"),
+        lambda: store.renew(queue, 60_000, [("a", "t.1")]),
+        lambda: store.settle(queue, [Settlement("a", "t.1", "dead", b"{}")]),
+        lambda: store.requeue(queue, [("a", "t.1")]),
+        lambda: store.promote(queue),
+        lambda: store.inspect(queue, ["a"]),
+        lambda: store.page(queue.keys["open"], 0, 2**42, 10, None),
+    ]
+    for call in calls:
+        await store.redis.script_flush()
+        await call()
+    assert (await store.sizes(queue)).ready == 1
+    await store.close()
+
+
+async def test_a_runtime_under_load_survives_script_flush(valkey: Valkey, namespace: str) -> None:
+    service = Service("demo")
+
+    @service.task(concurrency=10)
+    async def work(number: int, job: Job) -> int:
+        job.commit.hincrby("ran", job.id, 1)
+        return number
+
+    async with Runtime([service], redis=valkey.url, namespace=namespace) as runtime:
+        handles: list[Handle[int]] = []
+        for batch in range(10):
+            handles += await asyncio.gather(*[work.submit(20 * batch + number) for number in range(20)])
+            await runtime.redis.script_flush()
+        assert await asyncio.gather(*[handle.result(10) for handle in handles]) == list(range(200))
+        assert {(await handle.status()).attempt for handle in handles} == {1}
+
+
+async def test_a_server_that_came_back_between_two_calls_is_not_noticed(own_valkey: Valkey, queue: Queue) -> None:
+    store = Store(own_valkey.url, name="aioflow:test")
+    # Several idle connections, all of which the restart breaks.
+    await asyncio.gather(*[store.submit([new(queue, f"first-{number}")]) for number in range(8)])
+    connected_at = store.line.connected_at
+    own_valkey.kill()
+    own_valkey.start()
+    assert await store.submit([new(queue, "second")]) == [1], "neither a dead connection nor a forgotten script"
+    assert await store.submit([new(queue, "third")], "fsync") == [1]
+    assert store.line.connected_at > connected_at, "leases are not judged at once"
+    assert (await store.sizes(queue)).open == 10
+    await store.close()
+
+
+async def test_a_server_without_memory_is_away_for_submits_only(own_valkey: Valkey, namespace: str) -> None:
+    service = Service("demo")
+    gate = asyncio.Event()
+
+    @service.task()
+    async def work(number: int, job: Job) -> int:
+        job.commit.hset("ran", job.id, "1")
+        await gate.wait()
+        return number
+
+    async with Runtime([service], redis=own_valkey.url, namespace=namespace) as runtime:
+        handle = await work.submit(1)
+        delayed = await work.submit(2, delay=0.2)
+        await in_state(handle, State.RUNNING)
+        await runtime.redis.config_set("maxmemory", 1)
+        with pytest.raises(StoreUnavailable, match="maxmemory") as away:
+            await work.submit(3, id="mine")
+        assert away.value.job_id == "mine"
+        gate.set()
+        await in_state(handle, State.DONE)
+        await in_state(delayed, State.DONE)
+        await runtime.redis.config_set("maxmemory", 0)
+        assert await (await work.submit(3, id="mine")).result(5) == 3
+
+
+async def test_a_restart_is_said_once_and_running_handlers_are_settled_after_it(
+    own_valkey: Valkey, namespace: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "aioflow.engine.store")
+    service = Service("demo")
+    gate = asyncio.Event()
+    ended: list[str] = []
+
+    @service.task()
+    async def work(number: int, job: Job) -> int:
+        job.commit.hincrby("ran", job.id, 1)
+        await gate.wait()
+        ended.append(job.id)
+        return number
+
+    async with Runtime([service], redis=own_valkey.url, namespace=namespace) as runtime:
+        handles = [await work.submit(number) for number in range(3)]
+        for handle in handles:
+            await in_state(handle, State.RUNNING)
+        results = [asyncio.create_task(handle.result(20)) for handle in handles]
+        own_valkey.kill()
+        for attempt in range(3):
+            with pytest.raises(StoreUnavailable) as away:
+                await work.submit(9, id=f"while-away-{attempt}")
+            assert away.value.job_id == f"while-away-{attempt}"
+        assert "redis does not answer" in (await runtime.ready() or "")
+        gate.set()
+        await wait_until(lambda: len(ended) == 3)
+        await wait_until(lambda: runtime._live_store().line.failures > 5)  # several have tried again meanwhile
+        own_valkey.start()
+        assert await asyncio.gather(*results) == [0, 1, 2]
+        assert await (await work.submit(4)).result(5) == 4
+        assert await runtime.ready() is None
+        for handle in handles:
+            info = await handle.status()
+            assert (info.attempt, info.crashes) == (1, 0)
+            assert await runtime.redis.hget(runtime.key(service, "ran"), handle.id) == b"1"
+    said = [record.getMessage() for record in caplog.records if record.name == "aioflow.engine.store"]
+    assert [("is away" in line, "is back" in line) for line in said] == [(True, False), (False, True)], said
+
+
+async def test_an_outage_longer_than_the_lease_drops_outcomes_and_cancels_handlers(
+    own_valkey: Valkey, namespace: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    service = Service("demo")
+    gate = asyncio.Event()
+    cancelled: list[str] = []
+
+    @service.task(lease=0.8)
+    async def work(ends: bool, job: Job) -> int:
+        job.commit.hset("ran", f"{job.id} {job.attempt}", "1")
+        if job.attempt == 1:
+            try:
+                await (gate if ends else asyncio.Event()).wait()
+            except asyncio.CancelledError:
+                cancelled.append(job.id)
+                raise
+        return job.attempt
+
+    async with Runtime([service], redis=own_valkey.url, namespace=namespace) as runtime:
+        ends, goes_on = await work.submit(True), await work.submit(False)
+        for handle in (ends, goes_on):
+            await in_state(handle, State.RUNNING)
+        own_valkey.kill()
+        gate.set()
+        await wait_until(lambda: cancelled == [goes_on.id])
+        await wait_until(lambda: not runtime._pools[0].held)
+        assert f"{ends.id}: its lease ended before it was settled" in caplog.text
+        own_valkey.start()
+        assert [await handle.result(10) for handle in (ends, goes_on)] == [2, 2]
+        ran = await runtime.redis.hgetall(runtime.key(service, "ran"))
+        assert set(ran) == {f"{handle.id} 2".encode() for handle in (ends, goes_on)}
+
+
+async def test_after_a_reconnect_no_lease_is_judged_for_one_renewal_interval(
+    valkey: Valkey, namespace: str, store: Store
+) -> None:
+    service = Service("demo")
+    started: list[float] = []
+
+    @service.task(lease=2.1)
+    async def work() -> None:
+        started.append(time.monotonic())
+
+    queue = Queue(namespace, "demo", "work")
+    await store.submit([NewJob(queue, "orphan", b"\nnull", 4, "0")])
+    await store.claim(queue, 1, 300, "dead.1")  # its holder never comes back
+    async with Proxy(valkey.socket) as proxy, Runtime([service], redis=proxy.url, namespace=namespace) as runtime:
+        proxy.refusing = True
+        proxy.cut()
+        line = runtime._live_store().line
+        await wait_until(lambda: line.lost_at is not None)
+
+        async def expired() -> bool:
+            (info,) = await store.inspect(queue, ["orphan"])
+            return info is not None and info.at_ms < time.time() * 1000
+
+        await wait_until(expired)
+        proxy.refusing = False
+        await wait_until(lambda: line.lost_at is None)
+        back_at = line.connected_at
+        await wait_until(lambda: started)
+        assert started[0] - back_at >= 0.7
+        assert started[0] - back_at < 0.7 + 1.0
+
+
+async def test_after_a_step_of_the_servers_clock_no_lease_is_judged_for_one_renewal_interval(
+    clocked: Store, clock: Clock, namespace: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = TaskOptions(lease=0.9)
+    queues = [Queue(namespace, "demo", name) for name in ("one", "two")]
+    maintained = [Maintenance(queue, options, clocked) for queue in queues]
+    for queue in queues:
+        await clocked.submit([new(queue, "a")])
+        await clocked.claim(queue, 1, 900, "t.1")
+    clocked.line.connected_at = -math.inf  # connected long ago
+
+    async def running() -> list[int]:
+        return [(await clocked.sizes(queue)).running for queue in queues]
+
+    async def once() -> None:
+        for one in maintained:
+            await one._once()
+
+    await once()
+    assert await running() == [1, 1], "both leases live"
+    clock.ms += 3_600_000
+    stepped = time.monotonic()
+    await once()
+    await once()
+    assert await running() == [1, 1], "their holders had no time to renew"
+    assert "the clock of redis has stepped" in caplog.text
+
+    async def reaped() -> bool:
+        await once()
+        return await running() == [0, 0]
+
+    await wait_until(reaped)
+    assert time.monotonic() - stepped >= 0.3
+
+
+async def test_an_attempt_that_outlives_its_lease_leaves_the_next_one_alone(valkey: Valkey, namespace: str) -> None:
+    service = Service("demo")
+    began = [threading.Event() for _ in range(3)]
+    end = [threading.Event() for _ in range(3)]
+
+    @service.task(lease=0.6, concurrency=2)
+    def work(job: Job) -> int:
+        began[job.attempt - 1].set()
+        end[job.attempt - 1].wait(10)
+        return job.attempt
+
+    async with (
+        Proxy(valkey.socket) as proxy,
+        Runtime([service], redis=valkey.url, namespace=namespace, workers=False) as near,
+        Runtime([service], redis=proxy.url, namespace=namespace) as runtime,
+    ):
+        try:
+            handle = await near.submit(work)
+            await wait_until(began[0].is_set)
+            (first,) = runtime._pools[0].running
+            proxy.refusing = True
+            proxy.cut()
+            await wait_until(lambda: first.stop is not None)
+            proxy.refusing = False
+            await wait_until(began[1].is_set)  # the same job, in the same process
+            assert runtime._pools[0].free == 0
+            end[0].set()
+            assert first.task is not None
+            await asyncio.wait([first.task])
+            assert runtime._pools[0].free == 1
+            before = await handle.status()
+
+            async def renewed_twice() -> bool:
+                return (await handle.status()).at_ms > before.at_ms + 700
+
+            await wait_until(renewed_twice)
+            end[1].set()
+            assert await near.wait_result("demo.work", handle.id, 5) == 2
+            assert (await handle.status()).attempt == 2
+        finally:
+            for event in end:
+                event.set()
+
+
+# ---- cancellation
+
+
+async def test_no_cancellation_of_a_store_call_is_lost(own_valkey: Valkey, queue: Queue) -> None:
+    """On Python 3.11 asyncio.wait_for loses one that comes in the moment its future is done."""
+    seed = random.randrange(2**32)
+    dice = random.Random(seed)
+    admin = Store(own_valkey.url, name="observer")
+    claims = 0
+
+    async def once(store: Store) -> None:
+        nonlocal claims
+        claims += 1
+        calls: list[Callable[[], Awaitable[Any]]] = [
+            lambda: store.submit([new(queue, "a")], "fsync"),
+            lambda: store.claim(queue, 1, 1000, f"t.{claims}"),
+            lambda: store.promote(queue),
+            store.ping,
+            store.memory_share,
+            lambda: store.wait_bell(queue, 0.01),
+        ]
+        await dice.choice(calls)()
+
+    async def forever(store: Store) -> None:
+        while True:  # as the loops of a runtime are: a cancellation that is lost is a loop that goes on
+            try:
+                await once(store)
+            except AioflowError:
+                await asyncio.sleep(0)
+
+    for turn in range(250):
+        if turn % 3 == 0:
+            await admin.redis.script_flush()
+        store = Store(own_valkey.url, name="aioflow:test")  # every call needs a fresh connection
+        task = asyncio.create_task(forever(store))
+        for _ in range(dice.randrange(60)):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task], timeout=2)
+        lost = not task.done()
+        if lost:
+            task.cancel()
+            await asyncio.wait([task], timeout=2)
+        await store.close()
+        assert not lost, f"a cancellation was lost (seed {seed}, turn {turn})"
+        assert task.cancelled()
+    await admin.close()
