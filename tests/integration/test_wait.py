@@ -1,0 +1,386 @@
+"""Waiting without polling: the bell that wakes claimers, and the channel that brings results.
+
+Maintenance rings a silent bell over a non-empty queue about once a second, and would hide a wake-up that was lost:
+most tests here keep it from coming round.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from functools import partial
+
+import pytest
+
+from aioflow import Job, JobFailed, Retry, Runtime, Service, State
+from aioflow.engine import maintenance
+from aioflow.engine.keys import Queue
+from aioflow.engine.store import NewJob, Store
+from tests.proxy import Proxy
+from tests.valkey import Valkey
+from tests.waiting import wait_until
+
+LONG = 3600.0
+
+
+@pytest.fixture
+def no_maintenance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each queue is maintained once, when its runtime starts."""
+    monkeypatch.setattr(maintenance, "PERIOD", LONG)
+
+
+class Demo:
+    """A service whose handlers say that they run, and end when they are let go."""
+
+    def __init__(self, concurrency: int = 1) -> None:
+        self.service = Service("demo")
+        self.running: list[str] = []
+        self.gate = asyncio.Event()
+
+        @self.service.task(concurrency=concurrency, lease=LONG)
+        async def work(number: int, job: Job) -> int:
+            self.running.append(job.id)
+            await self.gate.wait()
+            return number
+
+        self.work = work
+
+
+async def idle(runtime: Runtime) -> None:
+    """Wait until every claimer of a runtime has claimed and blocks on its bell."""
+    names = {f"aioflow:{runtime.id}"}
+
+    async def blocked() -> bool:
+        clients = await runtime.redis.client_list()
+        waiting = [client for client in clients if client["name"] in names and client["cmd"] == "blpop"]
+        return len(waiting) == len(runtime._claimers)
+
+    await wait_until(blocked)
+
+
+async def commands_had(observer: Store) -> int:
+    """How many commands a server has had from its clients, those of scripts left out."""
+    stats = await observer.redis.info("commandstats")
+    names = ("evalsha", "blpop", "info", "ping", "subscribe", "script|load", "client|setname")
+    return sum(int(stats.get(f"cmdstat_{name}", {}).get("calls", 0)) for name in names)
+
+
+# ---- no polling
+
+
+async def test_an_idle_runtime_and_one_that_awaits_results_send_a_handful_of_commands_a_second(
+    own_valkey: Valkey, namespace: str
+) -> None:
+    service = Service("demo")
+    gate = asyncio.Event()
+
+    @service.task(lease=0.5)
+    async def work(number: int) -> int:
+        return number
+
+    @service.task(lease=LONG, concurrency=10)
+    async def slow(number: int) -> int:
+        await gate.wait()
+        return number
+
+    async with (
+        Runtime([service], redis=own_valkey.url, namespace=namespace) as worker,
+        Runtime([service], redis=own_valkey.url, namespace=namespace, workers=False) as submitter,
+    ):
+        handles = [await submitter.submit(slow, number) for number in range(10)]
+        first = asyncio.create_task(handles[0].result(20))
+        assert submitter._results is not None
+        await wait_until(submitter._results._subscribed.is_set)
+        results = asyncio.gather(*[handle.result(20) for handle in handles])
+        await idle(worker)
+        observer = worker._live_store()
+
+        async def registered() -> bool:
+            return int(await worker.redis.hlen(Queue(namespace, "demo", "slow").keys["waiters"])) == 10
+
+        await wait_until(registered)
+        before, began = await commands_had(observer), time.monotonic()
+        await asyncio.sleep(2.0)  # the span that is measured
+        sent, seconds = await commands_had(observer) - before, time.monotonic() - began
+        gate.set()
+        assert await results == list(range(10))
+        assert await first == 0
+        # Two queues: each promoted and reaped about once a second, a pop every 5 s. Each runtime: INFO once a second.
+        assert sent / seconds <= 2 * 3 + 2 * 1.5, f"{sent} in {seconds:.1f} s"
+
+
+async def test_a_claimer_claims_before_it_blocks(own_valkey: Valkey, namespace: str, no_maintenance: None) -> None:
+    service = Service("demo")
+    blocked: list[int] = []
+
+    @service.task(concurrency=1)
+    async def work() -> None:
+        stats = await observer.redis.info("commandstats")
+        blocked.append(stats.get("cmdstat_blpop", {}).get("calls", 0))
+
+    async with Runtime([service], redis=own_valkey.url, namespace=namespace, workers=False) as observer:
+        handle = await observer.submit(work)
+        await observer.redis.delete(Queue(namespace, "demo", "work").keys["bell"])  # lost, whoever took it
+        async with Runtime([service], redis=own_valkey.url, namespace=namespace):
+            await handle.result(5)
+    assert blocked == [0]
+
+
+# ---- as many wake as there is work
+
+
+async def test_as_many_runtimes_wake_as_there_is_work(valkey: Valkey, namespace: str, no_maintenance: None) -> None:
+    demo = Demo()
+    async with (
+        Runtime([demo.service], redis=valkey.url, namespace=namespace, workers=False) as submitter,
+        Runtime([demo.service], redis=valkey.url, namespace=namespace) as first,
+        Runtime([demo.service], redis=valkey.url, namespace=namespace) as second,
+        Runtime([demo.service], redis=valkey.url, namespace=namespace) as third,
+    ):
+        runtimes = (first, second, third)
+        for runtime in runtimes:
+            await idle(runtime)
+        claims = [runtime._claimers[0]._claims for runtime in runtimes]
+        # One batch rings once; whoever claims and leaves a job behind rings again.
+        handles = await asyncio.gather(*[submitter.submit(demo.work, number) for number in range(2)])
+        await wait_until(lambda: len(demo.running) == 2)
+        woken = [runtime._claimers[0]._claims - before for runtime, before in zip(runtimes, claims, strict=True)]
+        assert sorted(woken) == [0, 1, 1], "one claim each, and the third slept on"
+        handles += await asyncio.gather(*[submitter.submit(demo.work, number) for number in (2, 3)])
+        await wait_until(lambda: len(demo.running) == 3)
+        demo.gate.set()
+        assert [await handle.result(5) for handle in handles] == [0, 1, 2, 3]
+
+
+async def test_a_full_pool_passes_the_bell_on(valkey: Valkey, namespace: str, no_maintenance: None) -> None:
+    demo = Demo()
+    async with (
+        Runtime([demo.service], redis=valkey.url, namespace=namespace, workers=False) as submitter,
+        Runtime([demo.service], redis=valkey.url, namespace=namespace) as full,
+    ):
+        await idle(full)
+        # Its timer fills the pool, so that its pop goes on and is the first to hear the next ring.
+        first = await submitter.submit(demo.work, 0, delay=0.05)
+        await wait_until(lambda: demo.running == [first.id])
+        (claimer,), (pool,) = full._claimers, full._pools
+        await wait_until(lambda: claimer._pop is not None and not claimer._wake.is_set())
+        assert pool.free == 0
+        async with Runtime([demo.service], redis=valkey.url, namespace=namespace) as other:
+            await idle(other)
+            second = await submitter.submit(demo.work, 1)
+            await wait_until(lambda: demo.running == [first.id, second.id])
+            assert len(other._pools[0].running) == 1
+            demo.gate.set()
+            assert [await handle.result(5) for handle in (first, second)] == [0, 1]
+
+
+# ---- tokens that are lost
+
+
+async def test_a_token_lost_with_a_connection_strands_no_job(
+    valkey: Valkey, namespace: str, no_maintenance: None
+) -> None:
+    demo = Demo()
+    async with (
+        Proxy(valkey.socket) as proxy,
+        Runtime([demo.service], redis=valkey.url, namespace=namespace, workers=False) as submitter,
+    ):
+        popped = proxy.lose_reply(b"BLPOP")
+        async with Runtime([demo.service], redis=proxy.url, namespace=namespace) as worker:
+            await idle(worker)
+            handle = await submitter.submit(demo.work, 0)
+            await wait_until(lambda: demo.running == [handle.id], 1.2)
+            assert popped.is_set()
+            demo.gate.set()
+            assert await handle.result(5) == 0
+
+
+async def test_a_killed_connection_of_a_blocked_pop_is_made_anew(
+    valkey: Valkey, namespace: str, no_maintenance: None
+) -> None:
+    demo = Demo()
+    async with (
+        Runtime([demo.service], redis=valkey.url, namespace=namespace, workers=False) as submitter,
+        Runtime([demo.service], redis=valkey.url, namespace=namespace) as worker,
+    ):
+        for number in range(3):
+            await idle(worker)
+            for client in await submitter.redis.client_list():
+                if client["name"] == f"aioflow:{worker.id}" and client["cmd"] == "blpop":
+                    await submitter.redis.client_kill_filter(_id=client["id"])
+            handle = await submitter.submit(demo.work, number)
+            await wait_until(partial(demo.running.__contains__, handle.id), 1.2)
+            demo.gate.set()
+            assert await handle.result(5) == number
+
+
+async def test_a_token_taken_by_a_runtime_that_dies_strands_no_job(valkey: Valkey, namespace: str) -> None:
+    demo = Demo()
+    async with (
+        Proxy(valkey.socket) as proxy,
+        Runtime([demo.service], redis=valkey.url, namespace=namespace, workers=False) as submitter,
+    ):
+        dying = Runtime([demo.service], redis=proxy.url, namespace=namespace, grace=0.0)
+        await dying.start()
+        await idle(dying)  # its pop is the first in line
+        async with Runtime([demo.service], redis=valkey.url, namespace=namespace) as living:
+            await idle(living)
+            # What its pop is told does not arrive, and it cannot ask for anything any more.
+            proxy.refusing = True
+            for link in list(proxy.links):
+                if b"BLPOP" in link.last:
+                    link.mute = True
+                else:
+                    link.cut()
+            handle = await submitter.submit(demo.work, 0)
+            sent = time.monotonic()
+            await wait_until(lambda: demo.running == [handle.id], 5)
+            assert time.monotonic() - sent < 1.2 + 0.3  # maintenance comes round once a second; 0.3 s for the machine
+            assert len(living._pools[0].running) == 1
+            demo.gate.set()
+            assert await handle.result(5) == 0
+            await dying.stop()
+
+
+async def test_a_token_taken_by_a_pop_that_a_stop_abandons_strands_no_job(
+    valkey: Valkey, namespace: str, no_maintenance: None
+) -> None:
+    demo = Demo()
+    async with (
+        Proxy(valkey.socket) as proxy,
+        Runtime([demo.service], redis=valkey.url, namespace=namespace, workers=False) as submitter,
+    ):
+        leaving = Runtime([demo.service], redis=proxy.url, namespace=namespace)
+        await leaving.start()
+        await idle(leaving)
+        async with Runtime([demo.service], redis=valkey.url, namespace=namespace) as staying:
+            await idle(staying)
+            proxy.stall()
+            handle = await submitter.submit(demo.work, 0)  # the token is on its way to the one that leaves
+
+            async def taken() -> bool:
+                return int(await submitter.redis.llen(Queue(namespace, "demo", "work").keys["bell"])) == 0
+
+            await wait_until(taken)
+            stopping = asyncio.create_task(leaving.stop())
+            await wait_until(lambda: leaving._claimers[0]._pop is None)
+            assert demo.running == []
+            proxy.flow()
+            await stopping
+            await wait_until(lambda: demo.running == [handle.id], 1.2)
+            assert len(staying._pools[0].running) == 1
+            demo.gate.set()
+            assert await handle.result(5) == 0
+
+
+async def test_a_pop_that_redis_forbids_ends_the_runtime_rather_than_go_round(
+    own_valkey: Valkey, namespace: str, no_maintenance: None
+) -> None:
+    demo = Demo()
+    async with (
+        Runtime([demo.service], redis=own_valkey.url, namespace=namespace, workers=False) as admin,
+        Runtime([demo.service], redis=own_valkey.url, namespace=namespace) as runtime,
+    ):
+        await idle(runtime)
+        await admin.redis.execute_command("ACL", "SETUSER", "default", "-blpop")
+        await admin.submit(demo.work, 0)  # wakes it; its next pop is refused
+        demo.gate.set()
+        await asyncio.wait_for(runtime.failed.wait(), 5)
+        refused = await admin.redis.info("commandstats")
+        assert refused["cmdstat_blpop"].get("rejected_calls", 0) <= 2
+        assert await runtime.ready() == "the runtime is not running"
+
+
+# ---- results
+
+
+async def test_results_come_although_the_connection_that_brings_them_is_killed(valkey: Valkey, namespace: str) -> None:
+    demo = Demo(concurrency=10)
+    async with (
+        Runtime([demo.service], redis=valkey.url, namespace=namespace) as worker,
+        Runtime([demo.service], redis=valkey.url, namespace=namespace, workers=False) as waiter,
+    ):
+        handles = [await waiter.submit(demo.work, number) for number in range(3)]
+        results = [asyncio.create_task(handle.result(10)) for handle in handles]
+        results.append(asyncio.create_task(handles[0].result(10)))  # two that wait for one job
+        assert waiter._results is not None
+        for _ in range(2):
+            await wait_until(waiter._results._subscribed.is_set)
+            assert await worker.redis.execute_command("CLIENT", "KILL", "TYPE", "pubsub") >= 1
+            await wait_until(lambda: not waiter._results._subscribed.is_set() if waiter._results else False)
+        demo.gate.set()
+        assert await asyncio.gather(*results) == [0, 1, 2, 0]
+
+
+async def test_a_result_told_while_the_line_is_down_is_asked_for(valkey: Valkey, namespace: str) -> None:
+    demo = Demo(concurrency=10)
+    service = demo.service
+
+    @service.task(retry=Retry(attempts=1))
+    async def fails(number: int) -> None:
+        await demo.gate.wait()
+        raise LookupError(number)
+
+    async with (
+        Proxy(valkey.socket) as proxy,
+        Runtime([service], redis=valkey.url, namespace=namespace) as worker,
+        Runtime([service], redis=proxy.url, namespace=namespace, workers=False) as waiter,
+    ):
+        handles = [await waiter.submit(demo.work, number) for number in range(3)]
+        results = [asyncio.create_task(handle.result(10)) for handle in handles]
+        failing = asyncio.create_task((await waiter.submit(fails, 1)).result(10))
+        assert waiter._results is not None
+        await wait_until(waiter._results._subscribed.is_set)
+
+        async def registered() -> bool:
+            tasks = {"work": 3, "fails": 1}
+            waiting = [await worker.redis.hlen(Queue(namespace, "demo", task).keys["waiters"]) for task in tasks]
+            return waiting == list(tasks.values())
+
+        await wait_until(registered)
+        proxy.refusing = True
+        proxy.cut()
+        demo.gate.set()
+        for handle in handles:
+            await wait_until(partial(worker_says_done, worker, demo, handle.id))
+        assert not any(result.done() for result in results), "nobody could tell them"
+        proxy.refusing = False
+        assert await asyncio.gather(*results) == [0, 1, 2]
+        with pytest.raises(JobFailed, match="LookupError: 1"):
+            await failing
+
+
+async def worker_says_done(worker: Runtime, demo: Demo, job_id: str) -> bool:
+    return (await worker.inspect(demo.work, job_id)).state is State.DONE
+
+
+async def test_a_result_comes_although_the_line_went_silent(
+    valkey: Valkey, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A half-open connection: the peer is gone and nothing ever says so."""
+    monkeypatch.setattr("aioflow.engine.results.SILENCE_SECONDS", 0.2)
+    demo = Demo(concurrency=10)
+    async with (
+        Proxy(valkey.socket) as proxy,
+        Runtime([demo.service], redis=valkey.url, namespace=namespace) as worker,
+        Runtime([demo.service], redis=proxy.url, namespace=namespace, workers=False) as waiter,
+    ):
+        handle = await waiter.submit(demo.work, 7)
+        result = asyncio.create_task(handle.result(10))
+        assert waiter._results is not None
+        await wait_until(waiter._results._subscribed.is_set)
+        await wait_until(lambda: handle.id in demo.running)
+        (link,) = (link for link in proxy.links if b"SUBSCRIBE" in link.last or b"PING" in link.last)
+        link.mute = True
+        demo.gate.set()
+        await wait_until(lambda: worker_says_done(worker, demo, handle.id))
+        assert await result == 7
+
+
+async def test_a_dead_job_is_told_as_well(valkey: Valkey, namespace: str, store: Store) -> None:
+    demo = Demo()
+    async with Runtime([demo.service], redis=valkey.url, namespace=namespace) as runtime:
+        await idle(runtime)
+        await store.submit([NewJob(Queue(namespace, "demo", "work"), "bad", b"\n{", 4, "+100")])
+        with pytest.raises(JobFailed, match="CodecError"):
+            await runtime.wait_result("demo.work", "bad", 5)
