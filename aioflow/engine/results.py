@@ -35,7 +35,7 @@ class Results:
         return f"<Results waits={len(self._waits)} subscribed={self._subscribed.is_set()}>"
 
     async def wait(self, queue: Queue, job_id: str, timeout: float | None) -> Result:
-        """The job's final state and result. Raises ResultTimeout (seconds), NotFound, StoreUnavailable."""
+        """The job's final state and result. Raises ResultTimeout (seconds) and NotFound."""
         key = (queue.keys["waiters"], job_id)
         _, future, others = self._waits.get(key, (queue, asyncio.get_running_loop().create_future(), 0))
         self._waits[key] = (queue, future, others + 1)
@@ -43,8 +43,7 @@ class Results:
         try:
             async with asyncio.timeout(timeout):
                 await self._subscribed.wait()
-                if not future.done():
-                    await self._register(queue, job_id, future)
+                await self._register_whatever_comes(queue, job_id, future)
                 return await asyncio.shield(future)
         except TimeoutError:
             raise ResultTimeout(job_id, timeout or 0.0) from None
@@ -65,6 +64,16 @@ class Results:
         finished = await self._store.await_result(queue, job_id, self._channel)
         if finished is not None and not future.done():
             future.set_result(finished)
+
+    async def _register_whatever_comes(self, queue: Queue, job_id: str, future: asyncio.Future[Result]) -> None:
+        """Register, also over a line that breaks; whoever waits has said for how long."""
+        while not future.done():
+            try:
+                await self._register(queue, job_id, future)
+            except StoreUnavailable as error:
+                await self._store.line.setback(error, "waiting for a result")
+            else:
+                return
 
     async def run(self) -> None:
         """Listen until cancelled; connects when the first wait comes."""
