@@ -15,6 +15,7 @@ class Loss:
 
     mark: bytes
     times: int
+    cut: bool
     server_answered: asyncio.Event
 
 
@@ -85,12 +86,13 @@ class Proxy:
         """What was held back goes on."""
         self._flowing.set()
 
-    def lose_reply(self, mark: bytes, times: int = 1) -> asyncio.Event:
-        """Lose the replies to the next requests that hold `mark`, by a cut once the server has answered.
+    def lose_reply(self, mark: bytes, times: int = 1, *, cut: bool = True) -> asyncio.Event:
+        """Lose the replies to the next requests that hold `mark`, once the server has answered.
 
-        The event says that the server has answered the first.
+        The connection is cut then, or else says nothing ever more. The event says that the server has answered the
+        first.
         """
-        loss = Loss(mark, times, asyncio.Event())
+        loss = Loss(mark, times, cut, asyncio.Event())
         self._losses.append(loss)
         return loss.server_answered
 
@@ -131,7 +133,9 @@ class Proxy:
             while chunk := await from_server.read(1 << 16):
                 if link.losing is not None:
                     link.losing.server_answered.set()
-                    break
+                    if link.losing.cut:
+                        break
+                    link.mute = True
                 await self._hold()
                 if link.mute:
                     continue

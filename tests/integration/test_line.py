@@ -454,36 +454,61 @@ async def test_an_outage_longer_than_the_lease_drops_outcomes_and_cancels_handle
         assert set(ran) == {f"{handle.id} 2".encode() for handle in (ends, goes_on)}
 
 
-async def test_after_a_reconnect_no_lease_is_judged_for_one_renewal_interval(
-    valkey: Valkey, namespace: str, store: Store
-) -> None:
-    service = Service("demo")
-    started: list[float] = []
+async def test_after_a_reconnect_no_lease_is_judged_for_one_renewal_interval(valkey: Valkey, queue: Queue) -> None:
+    async with proxied(valkey) as (proxy, far):
+        maintenance = Maintenance(queue, TaskOptions(lease=1.2), far)
+        far.line.connected_at = -math.inf  # connected long ago
 
-    @service.task(lease=2.1)
-    async def work() -> None:
-        started.append(time.monotonic())
-
-    queue = Queue(namespace, "demo", "work")
-    await store.submit([NewJob(queue, "orphan", b"\nnull", 4, "0")])
-    await store.claim(queue, 1, 300, "dead.1")  # its holder never comes back
-    async with Proxy(valkey.socket) as proxy, Runtime([service], redis=proxy.url, namespace=namespace) as runtime:
-        proxy.refusing = True
-        proxy.cut()
-        line = runtime._live_store().line
-        await wait_until(lambda: line.lost_at is not None)
+        async def reaped() -> bool:
+            await maintenance._once()
+            return (await far.sizes(queue)).running == 0
 
         async def expired() -> bool:
-            (info,) = await store.inspect(queue, ["orphan"])
+            (info,) = await far.inspect(queue, ["a"])
             return info is not None and info.at_ms < time.time() * 1000
 
+        await far.submit([new(queue, "a")])
+        await far.claim(queue, 1, 50, "dead.1")  # its holder never comes back
         await wait_until(expired)
-        proxy.refusing = False
-        await wait_until(lambda: line.lost_at is None)
-        back_at = line.connected_at
-        await wait_until(lambda: started)
-        assert started[0] - back_at >= 0.7
-        assert started[0] - back_at < 0.7 + 1.0
+        assert await reaped(), "at once, while the line holds"
+        for refuses in (False, True):
+            await far.claim(queue, 1, 50, "dead.2")
+            await wait_until(expired)
+            proxy.refusing = refuses
+            proxy.cut()
+            if refuses:
+                with pytest.raises(StoreUnavailable):
+                    await maintenance._once()
+                proxy.refusing = False
+            # Its holders may have been cut off as well: let them renew before their leases are judged.
+            began = time.monotonic()
+            await wait_until(reaped)
+            assert 0.4 <= time.monotonic() - began < 1.4
+
+
+async def test_a_renewal_that_hangs_is_tried_again_over_another_connection(valkey: Valkey, namespace: str) -> None:
+    service = Service("demo")
+
+    @service.task(lease=0.9)
+    async def work(job: Job) -> int:
+        await hung.wait()
+        before = (await near.inspect(work, job.id)).at_ms
+        await wait_until(lambda: renewed_beyond(near, work, job.id, before + 400))
+        return job.attempt
+
+    async with (
+        Proxy(valkey.socket) as proxy,
+        Runtime([service], redis=valkey.url, namespace=namespace, workers=False) as near,
+        Runtime([service], redis=proxy.url, namespace=namespace),
+    ):
+        await load_all(near._live_store())
+        hung = proxy.lose_reply(sha("queue/renew"), cut=False)
+        handle = await near.submit(work)
+        assert await handle.result(5) == 1
+
+
+async def renewed_beyond(near: Runtime, task: Any, job_id: str, at_ms: int) -> bool:
+    return (await near.inspect(task, job_id)).at_ms > at_ms
 
 
 async def test_after_a_step_of_the_servers_clock_no_lease_is_judged_for_one_renewal_interval(

@@ -879,21 +879,11 @@ async def test_a_stop_lets_running_handlers_finish_and_claims_no_more(
         await finish.wait()
         return number
 
-    @service.task()
-    async def child(number: int) -> int:
-        return number
-
-    @service.task(concurrency=1)
-    async def parent(number: int) -> str:
-        await finish.wait()
-        return (await child.submit(number)).id  # while its own runtime stops
-
     async with Runtime([service], redis=valkey.url, namespace=namespace, workers=False) as observer:
         runtime = Runtime([service], redis=valkey.url, namespace=namespace, grace=5.0)
         await runtime.start()
         handles = [await observer.submit(work, number) for number in range(4)]
-        family = await observer.submit(parent, 7)
-        for handle in (*handles[:2], family):
+        for handle in handles[:2]:
             await in_state(handle, State.RUNNING)
         stopping = asyncio.create_task(runtime.stop())
         await wait_until(lambda: all(task.done() for task in runtime._claiming))
@@ -904,8 +894,35 @@ async def test_a_stop_lets_running_handlers_finish_and_claims_no_more(
         assert [await handle.result(1) for handle in handles[:2]] == [0, 1]
         states = [(await handle.status()) for handle in handles[2:]]
         assert [(info.state, info.attempt) for info in states] == [(State.READY, 0)] * 2
-        child_id = await family.result(1)
-        assert (await observer.inspect(child, child_id)).state is State.READY
+
+
+async def test_a_handler_may_submit_while_its_runtime_stops(valkey: Valkey, namespace: str, service: Service) -> None:
+    finish = asyncio.Event()
+
+    @service.task()
+    async def child(number: int) -> int:
+        return number
+
+    @service.task()
+    async def parent(number: int) -> list[str]:
+        await finish.wait()
+        handles = await asyncio.gather(child.submit(number), child.submit(number + 1))
+        return [handle.id for handle in handles]
+
+    runtime = Runtime([service], redis=valkey.url, namespace=namespace)
+    await runtime.start()
+    family = await parent.submit(7)
+    await in_state(family, State.RUNNING)
+    stopping = asyncio.create_task(runtime.stop())
+    await wait_until(lambda: all(task.done() for task in runtime._claiming))
+    finish.set()
+    await stopping
+    with pytest.raises(ConfigError, match="no live runtime"):
+        await child.submit(9)
+    async with Runtime([service], redis=valkey.url, namespace=namespace) as next_one:
+        ids = await next_one.wait_result("demo.parent", family.id, 5)
+        assert [await next_one.wait_result("demo.child", child_id, 5) for child_id in ids] == [7, 8]
+        assert (await next_one.inspect(parent, family.id)).attempt == 1
 
 
 async def test_handlers_longer_than_the_grace_are_released_to_their_old_place(
