@@ -28,8 +28,9 @@ from aioflow.engine.keys import Queue, check_namespace, data_key
 from aioflow.engine.lease import LeaseKeeper
 from aioflow.engine.maintenance import Maintenance
 from aioflow.engine.pool import Pool
+from aioflow.engine.records import NewJob, Sizes
 from aioflow.engine.results import Results
-from aioflow.engine.store import NewJob, Sizes, Store
+from aioflow.engine.store import Store
 from aioflow.errors import (
     AioflowError,
     ConfigError,
@@ -100,7 +101,7 @@ class Runtime:
         self._submits: Coalescer[NewJob, int] | None = None
         self._results: Results | None = None
         self._pools: list[Pool] = []
-        self._claimers: list[Claimer] = []
+        self._claimers: dict[Queue, Claimer] = {}
         self._claiming: list[asyncio.Task[None]] = []
         self._loops: list[asyncio.Task[None]] = []
         self._lifespans = AsyncExitStack()
@@ -171,7 +172,7 @@ class Runtime:
             pool = Pool(task, queue, store, resources, concurrency, alone)
             claimer = Claimer(pool, store, self.id)
             self._pools.append(pool)
-            self._claimers.append(claimer)
+            self._claimers[queue] = claimer
             self._spawn(pool.settles.run(), f"settles {queue.name}")
             self._claiming.append(self._spawn(claimer.run(), f"claimer {queue.name}"))
             self._spawn(Maintenance(queue, task.options, store).run(), f"maintenance {queue.name}")
@@ -203,7 +204,7 @@ class Runtime:
 
     async def _end_claiming(self, ends: float) -> None:
         """Claims in flight are completed; no handler may start once the others have been ended."""
-        for claimer in self._claimers:
+        for claimer in self._claimers.values():
             claimer.stop()
         if not self._claiming:
             return
@@ -327,7 +328,13 @@ class Runtime:
         return Handle(found_id, task.full_name, answer == 1, self)
 
     async def _flush_submits(self, jobs: list[NewJob]) -> list[int]:
-        return await self._live_store().submit(jobs, self.durability)
+        claimers = {self._claimers[job.queue] for job in jobs if job.queue in self._claimers}
+        rides = [ride for claimer in claimers if (ride := claimer.ride()) is not None]
+        try:
+            return await self._live_store().submit(jobs, self.durability, rides)
+        finally:
+            for ride in rides:
+                ride.end(None)
 
     # ---- looking
 
@@ -448,7 +455,7 @@ class Runtime:
                 await self._store.ping()
         except (TimeoutError, AioflowError) as error:
             return f"redis does not answer: {error}"
-        stuck = [repr(claimer) for claimer in self._claimers if not claimer.healthy]
+        stuck = [repr(claimer) for claimer in self._claimers.values() if not claimer.healthy]
         return f"no progress lately: {', '.join(stuck)}" if stuck else None
 
     def _live_store(self) -> Store:

@@ -14,6 +14,7 @@ from enum import Enum, auto
 
 from aioflow.engine.keys import Queue
 from aioflow.engine.pool import Pool
+from aioflow.engine.records import Claimed, Ride
 from aioflow.engine.store import Store
 from aioflow.errors import ConfigError, ProtocolError, StoreUnavailable
 
@@ -45,6 +46,8 @@ class Claimer:
         self._look = True  # there may be jobs to claim
         self._bell_heard = False  # a token was taken, or a job is due, and nobody has looked since
         self._stopping = False
+        self._waiting = False
+        self._ride: Ride | None = None
         self._wake = asyncio.Event()
         self._pop: asyncio.Task[None] | None = None
         self._refused: ConfigError | None = None
@@ -63,7 +66,7 @@ class Claimer:
     async def run(self) -> None:
         """Claim until stopped; returns once nothing of it is under way. Raises ConfigError where Redis forbids it."""
         try:
-            while not self._stopping:
+            while not self._stopping or self._ride is not None:
                 if self._refused is not None:
                     raise self._refused
                 match self._next_step():
@@ -73,7 +76,9 @@ class Claimer:
                         await self._pass_on()
                     case Step.WAIT:
                         self._listen()
+                        self._waiting = True
                         await self._wake.wait()
+                        self._waiting = False
                         self._wake.clear()
         finally:
             await self._hang_up()
@@ -84,23 +89,46 @@ class Claimer:
         self._stopping = True
         self._wake.set()
 
+    def ride(self) -> Ride | None:
+        """A claim to be sent along with a submit to this queue; None unless this claimer waits for jobs."""
+        free = self._pool.free
+        if not self._waiting or self._stopping or self._next_step() is not Step.WAIT or free == 0:
+            return None
+        future: asyncio.Future[Claimed | None] = asyncio.get_running_loop().create_future()
+        most_crashes = self._pool.task.options.most_crashes
+        self._ride = Ride(self._queue, free, self._pool.lease_ms, self._next_token(), most_crashes, future)
+        self._wake.set()
+        return self._ride
+
+    def _next_token(self) -> str:
+        self._claims += 1
+        return f"{self._token_prefix}.{self._claims:x}"
+
     def _next_step(self) -> Step:
+        if self._ride is not None:
+            return Step.CLAIM
         if self._pool.free > 0:
             return Step.CLAIM if self._look or self._bell_heard else Step.WAIT
         return Step.PASS_ON if self._bell_heard else Step.WAIT
 
     async def _claim(self) -> None:
-        asked = self._pool.free
-        self._claims += 1
+        ride, self._ride = self._ride, None
+        asked = self._pool.free if ride is None else ride.count
         self._look = self._bell_heard = False
         try:
-            claimed = await self._store.claim(
-                self._queue,
-                asked,
-                self._pool.lease_ms,
-                f"{self._token_prefix}.{self._claims:x}",
-                most_crashes=self._pool.task.options.most_crashes,
-            )
+            if ride is None:
+                claimed = await self._store.claim(
+                    self._queue,
+                    asked,
+                    self._pool.lease_ms,
+                    self._next_token(),
+                    most_crashes=self._pool.task.options.most_crashes,
+                )
+            elif (carried := await ride.answer) is not None:
+                claimed = carried
+            else:
+                self._look = True
+                return
         except (StoreUnavailable, ProtocolError) as error:
             self._look = True
             await self._setback(error)

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from aioflow.engine.store import MOST_BYTES, MOST_JOBS
+from aioflow.engine.records import MOST_BYTES, MOST_JOBS
 from aioflow.errors import StoreUnavailable
 
 Item = TypeVar("Item")

@@ -14,7 +14,7 @@ from typing import Any
 
 from aioflow.commit import Commit, Effect
 from aioflow.engine import codec
-from aioflow.engine.store import Leased
+from aioflow.engine.records import Leased
 from aioflow.errors import CodecError
 from aioflow.job import Job
 from aioflow.service import Discard, Retry, RetryLater, Signature, Task

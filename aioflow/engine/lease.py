@@ -13,7 +13,8 @@ from collections.abc import Iterator, Sequence
 
 from aioflow.engine.executor import Attempt, Stop
 from aioflow.engine.pool import Pool
-from aioflow.engine.store import MOST_JOBS, Store
+from aioflow.engine.records import MOST_JOBS
+from aioflow.engine.store import Store
 from aioflow.errors import ProtocolError, StoreUnavailable
 
 log = logging.getLogger(__name__)

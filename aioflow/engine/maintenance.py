@@ -12,7 +12,8 @@ import random
 import time
 
 from aioflow.engine.keys import Queue
-from aioflow.engine.store import MOST_JOBS, Store
+from aioflow.engine.records import MOST_JOBS
+from aioflow.engine.store import Store
 from aioflow.errors import ProtocolError, StoreUnavailable
 from aioflow.service import TaskOptions
 

@@ -16,7 +16,8 @@ from aioflow.engine import codec
 from aioflow.engine.coalescer import Coalescer
 from aioflow.engine.executor import Abandoned, Again, Attempt, Dead, Done, Executor, Outcome, Released, Stop
 from aioflow.engine.keys import Queue
-from aioflow.engine.store import MOST_JOBS, Claimed, Settlement, Store
+from aioflow.engine.records import MOST_JOBS, Claimed, Settlement
+from aioflow.engine.store import Store
 from aioflow.errors import ProtocolError, StoreUnavailable
 from aioflow.service import Task
 

@@ -7,23 +7,31 @@ StoreUnavailable. Carries I6, I9 and I10.
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import math
-import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from redis import exceptions as driver
 from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 
-from aioflow.commit import Effect
 from aioflow.engine import scripts
 from aioflow.engine.connect import ROUND_TRIP_SECONDS, Clients, Command, Wire, shown
 from aioflow.engine.keys import Queue
+from aioflow.engine.line import Line, ServerClock
+from aioflow.engine.records import (
+    MOST_BYTES,
+    MOST_JOBS,
+    Claimed,
+    Durability,
+    Leased,
+    NewJob,
+    Reaped,
+    Ride,
+    Settlement,
+    Sizes,
+)
 from aioflow.engine.scripts import Script
 from aioflow.errors import ConfigError, NotFound, ProtocolError, StoreUnavailable
 from aioflow.job import JobInfo, State
@@ -31,13 +39,9 @@ from aioflow.job import JobInfo, State
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-Durability = Literal["memory", "fsync"]
-MOST_JOBS = 1000
-MOST_BYTES = 1 << 20
-TOLERANCE_MS = 1000
-"""How far the server's clock may be off what is expected; as in reap."""
 RECEIPT_MS = 4000
 """How long a flush waits for its durability; below the round trip's deadline."""
+FSYNC_POLICY = ("appendonly", "appendfsync")
 AWAY = (
     "OOM",
     "MISCONF",
@@ -51,151 +55,6 @@ AWAY = (
     "WAITAOF",
 )
 """What errors begin with by which a server says that it cannot serve now, or not as durably as asked."""
-
-
-# Records of which there is one per job are not frozen: that alone costs 0.6 us each.
-
-
-@dataclass(slots=True)
-class NewJob:
-    """A job to be submitted. `due`: "0" now, "+N" in N ms, "N" at UTC ms."""
-
-    queue: Queue
-    id: str
-    envelope: bytes
-    priority: int
-    due: str
-
-
-@dataclass(slots=True)
-class Leased:
-    """A claimed job. `failures` and `crashes` are of the attempts before this one."""
-
-    id: str
-    token: str
-    envelope: bytes | None
-    attempt: int
-    failures: int
-    crashes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Claimed:
-    """The answer to a claim. `sent` is monotonic seconds: on the holder's clock the leases start there."""
-
-    jobs: list[Leased]
-    sent: float
-    wait_ms: int | None
-    """Until the next scheduled job is due; None: none is scheduled."""
-
-
-@dataclass(slots=True)
-class Settlement:
-    """How an attempt ended, as the settle script takes it."""
-
-    id: str
-    token: str
-    kind: Literal["done", "retry", "dead"]
-    result: bytes = b"null"
-    delay_ms: int = 0
-    failed: bool = False
-    effects: Sequence[Effect] = ()
-
-    @property
-    def size(self) -> int:
-        """Bytes it adds to a batch, about."""
-        return len(self.result) + sum(len(effect.name) + sum(map(len, effect.words)) for effect in self.effects)
-
-
-@dataclass(frozen=True, slots=True)
-class Reaped:
-    """The answer to a reap; where the server's time was not as expected, nothing was done."""
-
-    clock_agrees: bool
-    next_ms: int | None = None
-    """Until the next lease expires; None: none is live."""
-    jobs: int = 0
-    dead: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Sizes:
-    """How many jobs of a queue are in each state, and when the oldest unfinished one was submitted (UTC ms)."""
-
-    scheduled: int
-    ready: int
-    running: int
-    done: int
-    dead: int
-    open: int
-    oldest_ms: int | None
-
-
-@dataclass(slots=True)
-class ServerClock:
-    """The server's time as last heard, carried on by the monotonic clock."""
-
-    heard_ms: int = 0
-    heard_at: float = 0.0
-    stepped_at: float = -math.inf
-    """Monotonic time at which the server's clock was last found to be off."""
-
-    def hear(self, now_ms: int, sent: float | None = None) -> None:
-        """Take the time that a script answered, which was sent at that monotonic time (None: just now)."""
-        now = time.monotonic()
-        sent = now if sent is None else sent
-        early, late = self.expected_ms(sent) - TOLERANCE_MS, self.expected_ms(now) + TOLERANCE_MS
-        if self.heard_ms and not early <= now_ms <= late:
-            off_ms = now_ms - self.expected_ms(now)
-            log.warning("the clock of redis has stepped by about %+d ms; leases are judged again once it holds", off_ms)
-            self.stepped_at = now
-        elif self.heard_ms and now - sent > TOLERANCE_MS / 2000:
-            return  # right, but too vague to go by
-        self.heard_ms, self.heard_at = now_ms, now
-
-    def expected_ms(self, at: float | None = None) -> int:
-        """What the server's clock should show now, or at a monotonic time."""
-        return self.heard_ms + int(((time.monotonic() if at is None else at) - self.heard_at) * 1000)
-
-
-@dataclass(slots=True)
-class Line:
-    """Whether the server is there; says each loss and each return once."""
-
-    url: str
-    lost_at: float | None = None
-    failures: int = 0
-    connected_at: float = field(default_factory=time.monotonic)
-    """Monotonic time of the first answer after the last loss."""
-    heard: bool = False
-    """Whether it ever answered: what was never there is not lost, and whoever connects hears of it."""
-
-    def up(self, *, again: bool = False) -> None:
-        """The server answered; `again`: over a new connection, after one had broken."""
-        self.heard = True
-        if again:
-            self.connected_at = time.monotonic()
-        if self.lost_at is not None:
-            log.info("redis %s is back after %.1f s", self.url, time.monotonic() - self.lost_at)
-            self.lost_at = None
-            self.failures = 0
-            self.connected_at = time.monotonic()
-
-    def down(self, error: BaseException) -> None:
-        self.failures += 1
-        if self.lost_at is None:
-            self.lost_at = time.monotonic()
-            if self.heard:
-                log.warning("redis %s is away: %s; trying again", self.url, error)
-
-    async def setback(self, error: StoreUnavailable | ProtocolError, what: str) -> None:
-        """Wait before a loop tries again, jittered, so that a fleet does not come back as one."""
-        if isinstance(error, StoreUnavailable):
-            longest = min(2.0, 0.05 * 2 ** min(self.failures, 6))
-        else:
-            log.error("%s: %s; trying again", what, error)
-            longest = 2.0
-        await asyncio.sleep(random.uniform(longest / 4, longest))  # noqa: S311
 
 
 class Store:
@@ -224,29 +83,45 @@ class Store:
 
     # ---- the queue's scripts
 
-    async def submit(self, jobs: Sequence[NewJob], durability: Durability = "memory") -> list[int]:
+    async def submit(
+        self, jobs: Sequence[NewJob], durability: Durability = "memory", rides: Sequence[Ride] = ()
+    ) -> list[int]:
         """Take jobs into their queues; per job 1 new, 0 known, -1 known with another payload, -2 queue full.
 
-        Returns only once all of them are as durable as asked, else raises StoreUnavailable. May be repeated.
+        Returns only once all of them are as durable as asked, else raises StoreUnavailable. May be repeated. `rides`
+        are claims sent along; those that were answered are ended, whatever comes of the submit.
         """
         script = scripts.load("queue/submit", plain=self._plain)
         by_queue: dict[Queue, list[NewJob]] = {}
         for job in jobs:
             by_queue.setdefault(job.queue, []).append(job)
-        commands: list[Command] = []
-        for queue, mine in by_queue.items():
-            words: list[str | bytes] = [self._clock_word(), str(len(mine))]
-            for job in mine:
-                words += (job.id, job.envelope, str(job.priority), job.due)
-            commands.append(evalsha(script, queue, words))
         # WAITAOF speaks for the writes of its own connection only: one pipeline, alone on its connection.
         fsync = durability == "fsync"
-        if fsync:
-            commands.append(("WAITAOF", 1, 0, RECEIPT_MS))
+        wire = self._receipts if fsync else self._wire
+
+        def commands(quiet: set[Queue]) -> list[Command]:
+            made: list[Command] = []
+            for queue, mine in by_queue.items():
+                words: list[str | bytes] = [self._clock_word(), "1" if queue in quiet else "0", str(len(mine))]
+                for job in mine:
+                    words += (job.id, job.envelope, str(job.priority), job.due)
+                made.append(evalsha(script, queue, words))
+            return [*made, ("WAITAOF", 1, 0, RECEIPT_MS), ("CONFIG", "GET", *FSYNC_POLICY)] if fsync else made
+
         sent = time.monotonic()
-        replies = await self._ask(script, commands, self._receipts if fsync else self._wire)
-        if fsync and replies.pop()[0] < 1:
-            raise StoreUnavailable(f"redis did not fsync within {RECEIPT_MS} ms; the jobs may have been taken")
+        replies = await self._carry(commands({ride.queue for ride in rides}), wire, rides) if rides else None
+        if replies is None:
+            replies = await self._ask(script, commands(set()), wire)
+        if fsync:
+            policy, synced = replies.pop(), replies.pop()[0]
+            if synced < 1:
+                raise StoreUnavailable(f"redis did not fsync within {RECEIPT_MS} ms; the jobs may have been taken")
+            # Whoever may configure the server can lower its policy at any time, and a failover may as well.
+            if not fsyncs(policy):
+                raise StoreUnavailable(
+                    "redis does not fsync before it answers any more (appendonly yes, appendfsync always); "
+                    "the jobs may have been taken"
+                )
         self.clock.hear(replies[0][0], sent)
         answers = {queue: iter(reply[1:]) for queue, reply in zip(by_queue, replies, strict=True)}
         return [next(answers[job.queue]) for job in jobs]
@@ -256,9 +131,22 @@ class Store:
 
         Not repeated: the jobs of a lost answer wait until their lease expires.
         """
+        script = scripts.load("queue/claim", plain=self._plain)
+        call = self._claim_call(script, queue, count, lease_ms, token, most_crashes)
         sent = time.monotonic()
-        words = (str(min(count, MOST_JOBS)), str(lease_ms), token, str(MOST_BYTES), str(most_crashes))
-        now_ms, next_due, ids, envelopes, rows = await self._call("queue/claim", queue, *words)
+        (reply,) = await self._ask(script, [call], self._wire)
+        return self._claimed(reply, token, sent)
+
+    def _claim_call(
+        self, script: Script, queue: Queue, count: int, lease_ms: int, token: str, most_crashes: int
+    ) -> Command:
+        count = min(count, MOST_JOBS)
+        words = (self._clock_word(), str(count), str(lease_ms), token, str(MOST_BYTES), str(most_crashes))
+        return evalsha(script, queue, words)
+
+    def _claimed(self, reply: Any, token: str, sent: float) -> Claimed:
+        now_ms, next_due, ids, envelopes, rows = reply
+        self.clock.hear(now_ms, sent)
         jobs = []
         for job_id, envelope, row in zip(ids, envelopes, rows, strict=True):
             attempt, failures, crashes = 1, 0, 0
@@ -407,12 +295,12 @@ class Store:
         if self.in_memory:
             return False
         try:
-            policy = await self.redis.config_get("append*")
+            policy = await self.redis.execute_command("CONFIG", "GET", *FSYNC_POLICY)
         except driver.ResponseError:
             return None
         except (driver.RedisError, OSError) as error:
             raise self.lost(error) from error
-        return policy.get("appendonly") == "yes" and policy.get("appendfsync") == "always"
+        return fsyncs(policy)
 
     def pubsub(self) -> PubSub:
         """A subscription on a connection of its own."""
@@ -430,6 +318,32 @@ class Store:
 
     def _clock_word(self) -> str:
         return "0" if self._clock is None else str(self._clock())
+
+    async def _carry(self, commands: list[Command], wire: Wire, rides: Sequence[Ride]) -> list[Any] | None:
+        """Send claims behind a submit and answer them; the submit's replies, None where it has to be sent again."""
+        claim = scripts.load("queue/claim", plain=self._plain)
+        sent = time.monotonic()
+        claims = [self._claim_call(claim, r.queue, r.count, r.lease_ms, r.token, r.most_crashes) for r in rides]
+        try:
+            replies = await wire.ask([*commands, *claims])
+        except driver.ConnectionError as error:
+            if isinstance(error, driver.BusyLoadingError):
+                raise self.lost(error) from error
+            self.line.broke()
+            return None
+        except (driver.RedisError, OSError) as error:
+            raise self._mapped(error, "queue/submit") from error
+        for ride, reply in zip(rides, replies[len(commands) :], strict=True):
+            if not isinstance(reply, Exception):
+                ride.end(self._claimed(reply, ride.token, sent))
+        del replies[len(commands) :]
+        for reply in replies:
+            if isinstance(reply, driver.NoScriptError):
+                return None
+            if isinstance(reply, Exception):
+                raise self._mapped(reply, "queue/submit") from reply
+        self.line.up()
+        return replies
 
     async def _ask(self, script: Script, commands: list[Command], wire: Wire) -> list[Any]:
         """Send a script's calls; load it where the server does not know it; repeat once where the line broke."""
@@ -455,10 +369,11 @@ class Store:
                 if repeated or not script.may_repeat or isinstance(error, driver.BusyLoadingError):
                     raise self.lost(error) from error
                 repeated = True
+                self.line.broke()
             except (driver.RedisError, OSError) as error:
                 raise self._mapped(error, script.name) from error
             else:
-                self.line.up(again=repeated)
+                self.line.up()
                 return replies
 
     async def _command(self, send: Callable[[], Awaitable[T]]) -> T:
@@ -486,6 +401,11 @@ class Store:
         reason = str(error) or f"no answer within {ROUND_TRIP_SECONDS:g} s"
         self.line.down(error if str(error) else TimeoutError(reason))
         return StoreUnavailable(f"redis is away: {reason}")
+
+
+def fsyncs(policy: list[bytes]) -> bool:
+    """Whether a server whose CONFIG GET answers so fsyncs before it answers."""
+    return dict(zip(policy[::2], policy[1::2], strict=True)) == {b"appendonly": b"yes", b"appendfsync": b"always"}
 
 
 def evalsha(script: Script, queue: Queue, words: Sequence[str | bytes]) -> Command:

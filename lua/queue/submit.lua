@@ -1,14 +1,14 @@
 #!lua
 -- submit: takes new jobs into one queue, each in its turn; the bound counts every unfinished job.
 -- KEYS: jobs hash, ready zset, scheduled zset, open zset, claims hash, config hash, totals hash, bell list
--- ARGV: clock_ms (ms, 0: server time), count (jobs, at most 1000); then per job: id, envelope (bytes), priority (0-9), due ("0" now, "+N" in N ms, "N" at UTC ms)
+-- ARGV: clock_ms (ms, 0: server time), quiet (1: rings no bell, since a claim of the caller's follows), count (jobs, at most 1000); then per job: id, envelope (bytes), priority (0-9), due ("0" now, "+N" in N ms, "N" at UTC ms)
 -- Returns: {now ms, per job: 1 new | 0 known with this envelope | -1 known with another | -2 queue full}
 -- Guards: I1 I6 I7 I8 I9 I10
 -- Repeat: same answer (a new job hears "known")
 -- Cost: O(log n) per job
 local jobs, ready, scheduled, open, claims, config, totals, bell = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8]
-local clock_ms, count = ARGV[1], tonumber(ARGV[2])
-local FIELDS, FIRST = 4, 3
+local clock_ms, quiet, count = ARGV[1], ARGV[2], tonumber(ARGV[3])
+local FIELDS, FIRST = 4, 4
 
 if count < 1 or count > 1000 or #ARGV ~= FIRST - 1 + count * FIELDS then
   return redis.error_reply('PROTOCOL submit takes 1 to 1000 jobs of 4 fields')
@@ -25,7 +25,7 @@ end
 local known = redis.call('HMGET', jobs, unpack(ids))
 local unfinished = redis.call('ZCARD', open)
 local bound = tonumber(redis.call('HGET', config, 'bound') or '') or math.huge
-local was_silent = redis.call('LLEN', bell) == 0 and redis.call('HGET', config, 'paused') ~= '1'
+local rings = redis.call('LLEN', bell) == 0 and quiet ~= '1' and redis.call('HGET', config, 'paused') ~= '1'
 local first_due = tonumber(redis.call('ZRANGE', scheduled, 0, 0, 'WITHSCORES')[2]) or math.huge
 redis.call('ZCARD', ready)
 redis.call('HLEN', claims)
@@ -91,7 +91,7 @@ if repeated > 0 then
   redis.call('HINCRBY', totals, 'repeated', repeated)
 end
 -- A new first due time rings as well: whoever answers learns from claim when to look again.
-if was_silent and (#lined_up > 0 or sooner) then
+if rings and (#lined_up > 0 or sooner) then
   ring()
 end
 return answers

@@ -11,7 +11,7 @@ import pytest
 from aioflow import Runtime, Service, StoreUnavailable
 from aioflow.engine import coalescer as module
 from aioflow.engine.coalescer import Coalescer
-from aioflow.engine.store import MOST_BYTES, MOST_JOBS
+from aioflow.engine.records import MOST_BYTES, MOST_JOBS
 from aioflow.errors import ProtocolError
 from aioflow.runtime import SUBMITS_IN_FLIGHT
 from tests.valkey import Valkey

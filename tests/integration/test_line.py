@@ -19,7 +19,8 @@ from aioflow.commit import Effect
 from aioflow.engine import connect, scripts
 from aioflow.engine.keys import Queue, data_key
 from aioflow.engine.maintenance import Maintenance
-from aioflow.engine.store import Durability, NewJob, Settlement, Store
+from aioflow.engine.records import Durability, NewJob, Settlement
+from aioflow.engine.store import Store
 from aioflow.errors import AioflowError
 from aioflow.service import TaskOptions
 from tests.conftest import Clock
@@ -383,7 +384,7 @@ async def test_a_server_without_memory_is_away_for_submits_only(own_valkey: Valk
 async def test_a_restart_is_said_once_and_running_handlers_are_settled_after_it(
     own_valkey: Valkey, namespace: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "aioflow.engine.store")
+    caplog.set_level(logging.INFO, "aioflow.engine.line")
     service = Service("demo")
     gate = asyncio.Event()
     ended: list[str] = []
@@ -417,7 +418,7 @@ async def test_a_restart_is_said_once_and_running_handlers_are_settled_after_it(
             info = await handle.status()
             assert (info.attempt, info.crashes) == (1, 0)
             assert await runtime.redis.hget(runtime.key(service, "ran"), handle.id) == b"1"
-    said = [record.getMessage() for record in caplog.records if record.name == "aioflow.engine.store"]
+    said = [record.getMessage() for record in caplog.records if record.name == "aioflow.engine.line"]
     assert [("is away" in line, "is back" in line) for line in said] == [(True, False), (False, True)], said
 
 

@@ -19,7 +19,8 @@ import pytest
 from aioflow import ConfigError, Runtime, Service, StoreUnavailable
 from aioflow.engine import store as store_module
 from aioflow.engine.keys import Queue
-from aioflow.engine.store import NewJob, Store
+from aioflow.engine.records import NewJob
+from aioflow.engine.store import Store
 from tests.valkey import Valkey
 from tests.waiting import wait_until
 
@@ -132,6 +133,19 @@ async def test_a_server_that_stops_to_log_gives_no_receipt(
                 return False  # the file is being made anew
 
         await wait_until(again)
+
+
+async def test_a_server_whose_policy_is_lowered_while_it_runs_gives_no_receipt(
+    own_valkey: Valkey, namespace: str, service: Service
+) -> None:
+    async with Runtime([service], redis=own_valkey.url, namespace=namespace, workers=False) as runtime:
+        await runtime.submit("demo.work", 1)
+        await runtime.redis.config_set("appendfsync", "everysec")
+        with pytest.raises(StoreUnavailable, match="does not fsync before it answers any more") as refused:
+            await runtime.submit("demo.work", 2, id="mine")
+        assert refused.value.job_id == "mine"
+        await runtime.redis.config_set("appendfsync", "always")
+        assert not (await runtime.submit("demo.work", 2, id="mine")).created
 
 
 async def test_a_repeated_submit_writes_so_that_its_receipt_speaks_for_it(own_valkey: Valkey, queue: Queue) -> None:

@@ -33,7 +33,8 @@ from aioflow import (
     StoreUnavailable,
 )
 from aioflow.engine.keys import Queue
-from aioflow.engine.store import NewJob, Store
+from aioflow.engine.records import NewJob
+from aioflow.engine.store import Store
 from aioflow.service import live_runtimes
 from tests.valkey import Valkey
 from tests.waiting import wait_until

@@ -15,7 +15,8 @@ import pytest
 from aioflow import Job, JobFailed, Retry, Runtime, Service, State
 from aioflow.engine import maintenance
 from aioflow.engine.keys import Queue
-from aioflow.engine.store import NewJob, Store
+from aioflow.engine.records import NewJob
+from aioflow.engine.store import Store
 from tests.proxy import Proxy
 from tests.valkey import Valkey
 from tests.waiting import wait_until
@@ -63,6 +64,12 @@ async def commands_had(observer: Store) -> int:
     stats = await observer.redis.info("commandstats")
     names = ("evalsha", "blpop", "info", "ping", "subscribe", "script|load", "client|setname")
     return sum(int(stats.get(f"cmdstat_{name}", {}).get("calls", 0)) for name in names)
+
+
+def claims_of(runtime: Runtime) -> int:
+    """How many claims a runtime of one task has sent."""
+    (claimer,) = runtime._claimers.values()
+    return claimer._claims
 
 
 # ---- no polling
@@ -140,11 +147,11 @@ async def test_as_many_runtimes_wake_as_there_is_work(valkey: Valkey, namespace:
         runtimes = (first, second, third)
         for runtime in runtimes:
             await idle(runtime)
-        claims = [runtime._claimers[0]._claims for runtime in runtimes]
+        claims = [claims_of(runtime) for runtime in runtimes]
         # One batch rings once; whoever claims and leaves a job behind rings again.
         handles = await asyncio.gather(*[submitter.submit(demo.work, number) for number in range(2)])
         await wait_until(lambda: len(demo.running) == 2)
-        woken = [runtime._claimers[0]._claims - before for runtime, before in zip(runtimes, claims, strict=True)]
+        woken = [claims_of(runtime) - before for runtime, before in zip(runtimes, claims, strict=True)]
         assert sorted(woken) == [0, 1, 1], "one claim each, and the third slept on"
         handles += await asyncio.gather(*[submitter.submit(demo.work, number) for number in (2, 3)])
         await wait_until(lambda: len(demo.running) == 3)
@@ -162,7 +169,7 @@ async def test_a_full_pool_passes_the_bell_on(valkey: Valkey, namespace: str, no
         # Its timer fills the pool, so that its pop goes on and is the first to hear the next ring.
         first = await submitter.submit(demo.work, 0, delay=0.05)
         await wait_until(lambda: demo.running == [first.id])
-        (claimer,), (pool,) = full._claimers, full._pools
+        (claimer,), (pool,) = full._claimers.values(), full._pools
         await wait_until(lambda: claimer._pop is not None and not claimer._wake.is_set())
         assert pool.free == 0
         async with Runtime([demo.service], redis=valkey.url, namespace=namespace) as other:
@@ -263,7 +270,7 @@ async def test_a_token_taken_by_a_pop_that_a_stop_abandons_strands_no_job(
 
             await wait_until(taken)
             stopping = asyncio.create_task(leaving.stop())
-            await wait_until(lambda: leaving._claimers[0]._pop is None)
+            await wait_until(lambda: next(iter(leaving._claimers.values()))._pop is None)
             assert demo.running == []
             proxy.flow()
             await stopping

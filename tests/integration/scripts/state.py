@@ -12,7 +12,8 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from aioflow.engine.keys import PARTS, Queue, data_key
-from aioflow.engine.store import NewJob, Store
+from aioflow.engine.records import NewJob
+from aioflow.engine.store import Store
 
 State = dict[str, Any]
 """What lies under a key is a dict, a list, a set or a str, as the key's type has it."""

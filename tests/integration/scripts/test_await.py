@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from aioflow.engine.keys import Queue
-from aioflow.engine.store import Settlement, Store
+from aioflow.engine.records import Settlement
+from aioflow.engine.store import Store
 from aioflow.errors import NotFound
 from aioflow.job import State as JobState
 from tests.integration.scripts.state import (

@@ -8,7 +8,8 @@ import pytest
 
 from aioflow.engine import scripts
 from aioflow.engine.keys import Queue
-from aioflow.engine.store import MOST_BYTES, Leased, Store
+from aioflow.engine.records import MOST_BYTES, Leased
+from aioflow.engine.store import Store
 from aioflow.errors import ProtocolError
 from tests.conftest import Clock
 from tests.integration.scripts.state import (

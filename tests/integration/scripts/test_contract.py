@@ -8,7 +8,8 @@ import pytest
 
 from aioflow.commit import Effect
 from aioflow.engine.keys import Queue, data_key
-from aioflow.engine.store import Reaped, Settlement, Store
+from aioflow.engine.records import Reaped, Settlement
+from aioflow.engine.store import Store
 from aioflow.errors import NotFound, ProtocolError
 from aioflow.job import State as JobState
 from tests.conftest import Clock

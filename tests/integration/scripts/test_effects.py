@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from aioflow.commit import Effect
 from aioflow.engine.keys import Queue
-from aioflow.engine.store import Settlement, Store
+from aioflow.engine.records import Settlement
+from aioflow.engine.store import Store
 from tests.integration.scripts.state import NOW, lease, look, plant, submit
 
 LARGEST = 2**53

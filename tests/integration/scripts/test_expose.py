@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from aioflow.engine.keys import Queue
-from aioflow.engine.store import Leased, Store
+from aioflow.engine.records import Leased
+from aioflow.engine.store import Store
 from tests.integration.scripts.state import NOW, dump, finished, keys, look, plant, ready, row, running, scheduled
 
 

@@ -15,7 +15,8 @@ import pytest
 from aioflow.commit import Effect
 from aioflow.engine import scripts
 from aioflow.engine.keys import Queue
-from aioflow.engine.store import Leased, Settlement, Store
+from aioflow.engine.records import Leased, Settlement
+from aioflow.engine.store import Store
 from aioflow.errors import ProtocolError
 from tests.integration.scripts.state import (
     NOW,

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import pytest
 
 from aioflow.engine.keys import Queue, results_channel
-from aioflow.engine.store import Reaped, Store
+from aioflow.engine.records import Reaped
+from aioflow.engine.store import Store
 from aioflow.errors import ProtocolError
 from tests.conftest import Clock
 from tests.integration.scripts.state import (

@@ -8,7 +8,8 @@ import pytest
 
 from aioflow.commit import Effect
 from aioflow.engine.keys import Queue
-from aioflow.engine.store import Settlement, Store
+from aioflow.engine.records import Settlement
+from aioflow.engine.store import Store
 from aioflow.errors import ProtocolError
 from tests.conftest import Clock
 from tests.integration.scripts.state import (

@@ -11,7 +11,8 @@ import pytest
 
 from aioflow.commit import Effect
 from aioflow.engine.keys import Queue, data_key, results_channel
-from aioflow.engine.store import Settlement, Store, parse_result
+from aioflow.engine.records import Settlement
+from aioflow.engine.store import Store, parse_result
 from aioflow.errors import ProtocolError
 from aioflow.job import State as JobState
 from tests.conftest import Clock

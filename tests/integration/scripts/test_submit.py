@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from aioflow.engine.keys import Queue
-from aioflow.engine.store import NewJob, Store
+from aioflow.engine.records import NewJob
+from aioflow.engine.store import Store
 from aioflow.errors import ProtocolError
 from tests.conftest import Clock
 from tests.integration.scripts.state import (

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import pytest
 
 from aioflow.engine.keys import Queue
-from aioflow.engine.store import Settlement, Store
+from aioflow.engine.records import Settlement
+from aioflow.engine.store import Store
 from aioflow.errors import ProtocolError
 from tests.conftest import Clock
 from tests.integration.scripts.state import (
