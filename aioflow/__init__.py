@@ -5,16 +5,18 @@ from aioflow.errors import (
     CodecError,
     ConfigError,
     IdConflict,
+    JobCancelled,
     JobFailed,
     NotFound,
+    ProtocolError,
     QueueFull,
     ResultTimeout,
     StoreUnavailable,
 )
 from aioflow.ingress.problems import Problem
-from aioflow.job import Handle, Job, JobInfo, State
+from aioflow.job import Failure, Handle, Job, JobInfo, State
 from aioflow.runtime import Runtime
-from aioflow.service import Discard, Retry, RetryLater, Service, Task
+from aioflow.service import Discard, Middleware, Retry, RetryLater, Service, Task
 from aioflow.timeline import Page, Timeline
 
 __all__ = [
@@ -22,14 +24,18 @@ __all__ = [
     "CodecError",
     "ConfigError",
     "Discard",
+    "Failure",
     "Handle",
     "IdConflict",
     "Job",
+    "JobCancelled",
     "JobFailed",
     "JobInfo",
+    "Middleware",
     "NotFound",
     "Page",
     "Problem",
+    "ProtocolError",
     "QueueFull",
     "ResultTimeout",
     "Retry",

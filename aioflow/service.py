@@ -7,22 +7,27 @@ runtime starts, because they may name what the module defines further down.
 from __future__ import annotations
 
 import inspect
+import os
 import random
 import re
+import sys
 import typing
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, overload
 
 from pydantic import PydanticUserError, TypeAdapter
 
-from aioflow.errors import ConfigError
+from aioflow.errors import AioflowError, ConfigError
 from aioflow.job import Handle, Job
 from aioflow.timeline import NAME, Timeline, TimelineStore, parse_keep
 
 P = TypeVar("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 RETENTION_FLOOR = 600.0
 """Seconds: above every window in which a call may be repeated (I7)."""
@@ -30,6 +35,7 @@ DEFAULT_PRIORITY = 4
 LONGEST_WAIT = 366 * 86_400.0
 """Seconds that a job may be put off."""
 TASK_NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
+FULL_NAME = re.compile(rf"{TASK_NAME.pattern}\.{TASK_NAME.pattern}")
 ONE_MODEL = (
     "a handler takes one payload, or none, and optionally a Job; put what it needs into one model:\n"
     "    class Payment(BaseModel): ...\n"
@@ -46,6 +52,9 @@ class RetryLater(Exception):
             raise ConfigError(f"RetryLater({seconds!r}): use 0 seconds to 366 days")
         super().__init__(f"again in {seconds:g} s")
         self.seconds = seconds
+
+    def __reduce__(self) -> tuple[type[RetryLater], tuple[float]]:
+        return RetryLater, (self.seconds,)  # it comes back from processes
 
 
 class Discard(Exception):
@@ -95,6 +104,7 @@ class TaskOptions:
     keep_done: float = 86_400.0
     keep_dead: float = 30 * 86_400.0
     bound: int | None = 1_000_000
+    cpu: bool = False
 
     def __post_init__(self) -> None:
         problems = [
@@ -122,13 +132,35 @@ class RuntimeLike(Protocol):
         payload: Any = None,
         *,
         delay: float = 0.0,
+        at: datetime | None = None,
         id: str | None = None,
         priority: int = DEFAULT_PRIORITY,
+        durability: str | None = None,
     ) -> Handle[Any]: ...
+
+    async def submit_many(
+        self,
+        task: Task[Any, Any],
+        payloads: Sequence[Any],
+        *,
+        ids: Sequence[str] | None = None,
+        delay: float = 0.0,
+        at: datetime | None = None,
+        priority: int = DEFAULT_PRIORITY,
+        durability: str | None = None,
+    ) -> list[Handle[Any] | AioflowError]: ...
+
+    def call_sync(self, coroutine: Coroutine[Any, Any, T]) -> T: ...
+
+    async def run_script(
+        self, service: Service, path: Path, keys: Sequence[str], args: Sequence[str | bytes | float]
+    ) -> Any: ...
 
     def holds(self, service: Service) -> bool: ...
 
     def runs_here(self) -> bool: ...
+
+    def is_stopping(self) -> bool: ...
 
     def timelines(self) -> TimelineStore: ...
 
@@ -144,6 +176,8 @@ def find_runtime(service: Service, instead: str) -> RuntimeLike:
     holding = [runtime for runtime in live_runtimes if runtime.holds(service)]
     if len(holding) > 1:
         holding = [runtime for runtime in holding if runtime.runs_here()] or holding
+    if len(holding) > 1:
+        holding = [runtime for runtime in holding if not runtime.is_stopping()] or holding
     if len(holding) != 1:
         how_many = "no live runtime" if not holding else f"{len(holding)} live runtimes"
         raise ConfigError(f"{how_many} in this process holds the service {service.name}; call {instead}")
@@ -160,6 +194,23 @@ class Signature:
     job_first: bool
     is_async: bool
 
+    def arguments(self, payload: Any, job: Job) -> tuple[Any, ...]:
+        """What the handler is called with."""
+        if self.payload is None:
+            return (job,) if self.takes_job else ()
+        if not self.takes_job:
+            return (payload,)
+        return (job, payload) if self.job_first else (payload, job)
+
+
+class Middleware(Protocol):
+    """Goes around each call of a handler: `call` runs what is further in, and at last the handler.
+
+    It returns the result, or another, and may raise as a handler may; what it raises is treated as the handler's.
+    """
+
+    async def __call__(self, job: Job, call: Callable[[], Awaitable[Any]], /) -> Any: ...
+
 
 class Task(Generic[P, R]):
     """A handler and how its jobs are run. Calling it calls the handler."""
@@ -173,6 +224,10 @@ class Task(Generic[P, R]):
             raise ConfigError(f"task {service.name}.{name}: {ONE_MODEL}")
         if any(parameter.annotation is inspect.Parameter.empty for parameter in parameters):
             raise ConfigError(f"task {service.name}.{name}: annotate its parameters; {ONE_MODEL}")
+        if options.cpu and (inspect.iscoroutinefunction(handler) or "<locals>" in handler.__qualname__):
+            raise ConfigError(
+                f"task {service.name}.{name}: cpu=True takes a plain function of a module, which a process can import"
+            )
         self.service = service
         self.name = name
         self.full_name = f"{service.name}.{name}"
@@ -217,13 +272,22 @@ class Task(Generic[P, R]):
         payload: None = None,
         *,
         delay: float = ...,
+        at: datetime | None = ...,
         id: str | None = ...,
         priority: int = ...,
+        durability: str | None = ...,
     ) -> Handle[R]: ...
 
     @overload
     async def submit(
-        self, payload: P, *, delay: float = ..., id: str | None = ..., priority: int = ...
+        self,
+        payload: P,
+        *,
+        delay: float = ...,
+        at: datetime | None = ...,
+        id: str | None = ...,
+        priority: int = ...,
+        durability: str | None = ...,
     ) -> Handle[R]: ...
 
     async def submit(
@@ -231,18 +295,76 @@ class Task(Generic[P, R]):
         payload: Any = None,
         *,
         delay: float = 0.0,
+        at: datetime | None = None,
         id: str | None = None,
         priority: int = DEFAULT_PRIORITY,
+        durability: str | None = None,
     ) -> Handle[R]:
-        """Submit a job and return when it is as durable as the runtime promises.
+        """Submit a job and return when it is as durable as the runtime promises, or as `durability` says.
 
-        `delay` is in seconds; `id` makes the call repeatable: the same id gives the same job while its record is kept;
-        `priority` goes from 0, first, to 9. Raises CodecError, QueueFull, IdConflict, StoreUnavailable, and
-        ConfigError where it is unclear which runtime is meant. Cancelled before it was sent, the job is not
-        submitted; later, it may be.
+        `delay` is in seconds, `at` a datetime with a zone; `id` makes the call repeatable: the same id gives the same
+        job while its record is kept; `priority` goes from 0, first, to 9; `durability` is "memory", "fsync" or
+        "replicated:N". Raises CodecError, QueueFull, IdConflict, StoreUnavailable, and ConfigError where the server
+        does not give that durability or it is unclear which runtime is meant. Cancelled before it was sent, the job is
+        not submitted; later, it may be.
         """
-        runtime = find_runtime(self.service, "runtime.submit(task, payload)")
-        return await runtime.submit(self, payload, delay=delay, id=id, priority=priority)
+        return await self._runtime("submit").submit(
+            self, payload, delay=delay, at=at, id=id, priority=priority, durability=durability
+        )
+
+    async def submit_many(
+        self,
+        payloads: Sequence[P],
+        *,
+        ids: Sequence[str] | None = None,
+        delay: float = 0.0,
+        at: datetime | None = None,
+        priority: int = DEFAULT_PRIORITY,
+        durability: str | None = None,
+    ) -> list[Handle[R] | AioflowError]:
+        """Submit many jobs together; per payload, in order, its handle or the error that `submit` would raise for it.
+
+        One that is refused holds up no other. `ids` are as many as the payloads; the other options hold for all.
+        A ConfigError that all of them have, such as a wrong option, is raised.
+        """
+        return await self._runtime("submit_many").submit_many(
+            self, payloads, ids=ids, delay=delay, at=at, priority=priority, durability=durability
+        )
+
+    @overload
+    def submit_sync(
+        self: Task[None, R],
+        payload: None = None,
+        *,
+        delay: float = ...,
+        at: datetime | None = ...,
+        id: str | None = ...,
+        priority: int = ...,
+        durability: str | None = ...,
+    ) -> Handle[R]: ...
+
+    @overload
+    def submit_sync(
+        self,
+        payload: P,
+        *,
+        delay: float = ...,
+        at: datetime | None = ...,
+        id: str | None = ...,
+        priority: int = ...,
+        durability: str | None = ...,
+    ) -> Handle[R]: ...
+
+    def submit_sync(self, payload: Any = None, **options: Any) -> Handle[R]:
+        """As `submit`, for threads and synchronous programs, which start a runtime by `with Runtime(...)`.
+
+        Blocks the calling thread; in the runtime's own thread it is a ConfigError.
+        """
+        runtime = self._runtime("submit_sync")
+        return runtime.call_sync(runtime.submit(self, payload, **options))
+
+    def _runtime(self, call: str) -> RuntimeLike:
+        return find_runtime(self.service, f"runtime.{call}(task, ...)")
 
 
 class TaskDecorator(Protocol):
@@ -255,6 +377,8 @@ class TaskDecorator(Protocol):
     @overload
     def __call__(self, handler: Callable[[P, Job], Awaitable[R]], /) -> Task[P, R]: ...
     @overload
+    def __call__(self, handler: Callable[[Job, P], Awaitable[R]], /) -> Task[P, R]: ...
+    @overload
     def __call__(self, handler: Callable[[P], Awaitable[R]], /) -> Task[P, R]: ...  # type: ignore[overload-overlap]
     @overload
     def __call__(self, handler: Callable[[Job], R], /) -> Task[None, R]: ...
@@ -262,6 +386,8 @@ class TaskDecorator(Protocol):
     def __call__(self, handler: Callable[[], R], /) -> Task[None, R]: ...
     @overload
     def __call__(self, handler: Callable[[P, Job], R], /) -> Task[P, R]: ...
+    @overload
+    def __call__(self, handler: Callable[[Job, P], R], /) -> Task[P, R]: ...
     @overload
     def __call__(self, handler: Callable[[P], R], /) -> Task[P, R]: ...
 
@@ -278,6 +404,19 @@ class Route:
     """Path of an accepted job, with {id}; for the Location header."""
 
 
+@dataclass(frozen=True, slots=True)
+class ServiceScript:
+    """A user's Lua script; see `Service.script`."""
+
+    service: Service
+    path: Path
+
+    async def __call__(self, keys: Sequence[str] = (), args: Sequence[str | bytes | float] = ()) -> Any:
+        """Run it and return its answer, bytes undecoded. Raises StoreUnavailable, and ProtocolError where it fails."""
+        runtime = find_runtime(self.service, "it inside `async with Runtime(...)`, or use one runtime")
+        return await runtime.run_script(self.service, self.path, keys, args)
+
+
 RouteHandler = TypeVar("RouteHandler", bound=Callable[..., Awaitable[Any]])
 Lifespan = Callable[[Any], AbstractAsyncContextManager[Any]]
 
@@ -286,14 +425,15 @@ class Service:
     """A named group of tasks, timelines and routes that share one shard of keys.
 
     `lifespan`, an async context manager that is given the runtime, is entered before the workers and the ingress
-    start; what it yields is `job.resources`.
+    start; what it yields is `job.resources`. `middleware` goes around each handler of the service, the first outermost.
     """
 
-    def __init__(self, name: str, *, lifespan: Lifespan | None = None) -> None:
+    def __init__(self, name: str, *, lifespan: Lifespan | None = None, middleware: Sequence[Middleware] = ()) -> None:
         if not TASK_NAME.fullmatch(name):
             raise ConfigError(f"service name {name!r}: use lower case letters, digits, '_' and '-', a letter first")
         self.name = name
         self.lifespan = lifespan
+        self.middleware = tuple(middleware)
         self.tasks: dict[str, Task[Any, Any]] = {}
         self.routes: list[Route] = []
 
@@ -304,7 +444,7 @@ class Service:
         self,
         *,
         name: str | None = None,
-        concurrency: int = 100,
+        concurrency: int | None = None,
         timeout: float | None = 60.0,
         retry: Retry | None = None,
         lease: float = 15.0,
@@ -312,15 +452,22 @@ class Service:
         keep_done: float = 86_400.0,
         keep_dead: float = 30 * 86_400.0,
         bound: int | None = 1_000_000,
+        cpu: bool = False,
     ) -> TaskDecorator:
         """Declare a handler. All times are in seconds.
 
-        `concurrency` is how many of its jobs one runtime runs at a time; `timeout` ends an attempt; `lease` is how
-        long a job stays with a runtime that has died; a job whose lease expires `most_crashes` times is dead;
-        `keep_done` and `keep_dead` say how long the records of finished jobs are kept (at least 600); `bound` is how
-        many unfinished jobs the queue takes (None: any number). Raises ConfigError.
+        `concurrency` is how many of its jobs one runtime runs at a time (100; with `cpu`, one a core); `timeout` ends
+        an attempt; `lease` is how long a job stays with a runtime that has died; a job whose lease expires
+        `most_crashes` times is dead; `keep_done` and `keep_dead` say how long the records of finished jobs are kept (at
+        least 600); `bound` is how many unfinished jobs the queue takes (None: any number). `cpu` runs a plain function
+        in processes of its own, `concurrency` of them, where the timeout kills the one that runs over;
+        `job.resources` is None there and `job.progress` does nothing. Raises ConfigError.
         """
-        options = TaskOptions(concurrency, timeout, retry or Retry(), lease, most_crashes, keep_done, keep_dead, bound)
+        if concurrency is None:
+            concurrency = os.cpu_count() or 1 if cpu else 100
+        options = TaskOptions(
+            concurrency, timeout, retry or Retry(), lease, most_crashes, keep_done, keep_dead, bound, cpu
+        )
 
         def declare(handler: Callable[..., Any]) -> Task[Any, Any]:
             declared: Task[Any, Any] = Task(self, name or handler.__name__, handler, options)
@@ -336,6 +483,19 @@ class Service:
         if not NAME.fullmatch(name):
             raise ConfigError(f"timeline name {name!r}: use letters, digits, '_', '.' and '-', a letter first")
         return Timeline(self, name, parse_keep(keep))
+
+    def script(self, path: str | Path) -> ServiceScript:
+        """A Lua script of the service's own, in a file named relative to the calling module's.
+
+        Awaiting `script(keys, args)` runs it; keys are named as effects name them, below the service's own prefix. A
+        header line `-- Repeat: same answer` (or `no second effect`) lets it be sent again after a lost reply; includes
+        (`--@include name`) lie in the folder `include` beside it. Raises ConfigError where there is no such file.
+        """
+        module = sys._getframe(1).f_globals.get("__file__", "")  # noqa: SLF001 - as logging finds its caller
+        found = (Path(module).parent / path).resolve()
+        if not found.is_file():
+            raise ConfigError(f"service {self.name}: there is no script {found}")
+        return ServiceScript(self, found)
 
     def store(self) -> TimelineStore:
         """Where this service's timelines are read."""

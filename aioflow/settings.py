@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,6 +10,8 @@ from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from aioflow.errors import ConfigError
+
+DURABILITY = r"^(memory|fsync|replicated:[1-9][0-9]?)$"
 
 
 class Settings(BaseSettings):
@@ -19,8 +22,10 @@ class Settings(BaseSettings):
     redis: str = Field("embedded:", description="redis://, rediss://, unix://, embedded: or memory:")
     data: Path = Field(Path(".aioflow"), description="Folder of the embedded server's data")
     namespace: str = Field("aioflow", description="What every Redis key begins with")
-    durability: Literal["memory", "fsync"] | None = Field(
-        None, description="What a receipt means; unset: fsync where the server gives it, else memory"
+    durability: str | None = Field(
+        None,
+        pattern=DURABILITY,
+        description="What a receipt means: memory, fsync or replicated:N; unset: fsync if it is to be had, else memory",
     )
     host: str = Field("127.0.0.1", description="Address that the HTTP ingress listens on")
     port: int = Field(8080, ge=0, le=65535, description="Port of the HTTP ingress; 0 takes a free one")
@@ -32,6 +37,13 @@ class Settings(BaseSettings):
         0.9, gt=0, le=1, description="Share of Redis' maxmemory above which the ingress answers 503"
     )
     log_format: Literal["text", "json"] = Field("text", description="Form of the log lines on standard error")
+
+
+def check_durability(durability: str) -> str:
+    """Return the durability, or raise ConfigError."""
+    if not re.fullmatch(DURABILITY, durability):
+        raise ConfigError(f"durability={durability!r}: use memory, fsync, or replicated:N with N from 1 to 99")
+    return durability
 
 
 def load_settings(**given: Any) -> Settings:

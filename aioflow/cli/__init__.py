@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import typer
 
+from aioflow.cli.connect import EXIT_CODES
+from aioflow.cli.jobs import jobs
+from aioflow.cli.load import load
+from aioflow.cli.queue import queue
 from aioflow.cli.serve import serve
+from aioflow.cli.status import status
+from aioflow.cli.submit import submit
 
 app = typer.Typer(
     name="aioflow",
@@ -21,8 +27,13 @@ def commands() -> None:
 
 
 app.command()(serve)
+app.command()(load)
+app.command(epilog=EXIT_CODES)(submit)
+app.command(epilog=EXIT_CODES)(status)
+app.add_typer(jobs, name="jobs")
+app.add_typer(queue, name="queue")
 
 
 def main() -> None:
-    """The entry point."""
-    app()
+    """The entry point. Its name is said: a shell completes `aioflow`, also where it was installed by `python -m`."""
+    app(prog_name="aioflow")

@@ -5,20 +5,53 @@ from __future__ import annotations
 import importlib
 import sys
 import tomllib
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from aioflow.errors import ConfigError
-from aioflow.service import Service
+from aioflow.errors import AioflowError, ConfigError
+from aioflow.service import Service, Task
 
 
 def find_services(names: Sequence[str]) -> list[Service]:
-    """The services named `module:attribute`, or those of the current folder's pyproject.toml. Raises ConfigError."""
+    """The services named `module:attribute`, or those of the current folder's pyproject.toml.
+
+    Raises ConfigError, also where a module of theirs fails.
+    """
     if not names:
         names = _configured(Path("pyproject.toml"))
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
-    return [_load(name) for name in names]
+    try:
+        return [_load(name) for name in names]
+    except AioflowError:
+        raise
+    except Exception as error:  # a user's module may raise anything
+        said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ConfigError(f"the services cannot be imported: {culprit(error)}: {said}") from error
+
+
+def culprit(error: Exception) -> str:
+    """Where an import went wrong, as file:line: the last line of the user's own on the way to the error."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}"
+    places = [
+        (frame.f_code.co_filename, line)
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if not str(frame.f_globals.get("__name__")).startswith(("importlib", "aioflow."))
+    ]
+    own = [place for place in places if Path(place[0]).is_relative_to(Path.cwd()) and "site-packages" not in place[0]]
+    file, line = (own or places or [("a file that cannot be read", 0)])[-1]
+    return f"{file}:{line}"
+
+
+def find_task(services: Sequence[Service], name: str) -> Task[Any, Any]:
+    """The task of that name, or ConfigError."""
+    known = {task.full_name: task for service in services for task in service.tasks.values()}
+    if name not in known:
+        raise ConfigError(f"there is no task {name!r}; there are {', '.join(sorted(known)) or 'none'}")
+    return known[name]
 
 
 def _configured(project: Path) -> Sequence[str]:

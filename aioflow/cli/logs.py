@@ -18,6 +18,7 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),
+            **{name: value for name in ("job_id", "attempt") if (value := getattr(record, name, None)) is not None},
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)

@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,28 +20,24 @@ from typing import Annotated, NoReturn
 
 import typer
 import uvloop
-from aiohttp import web
 
 from aioflow.cli.find import find_services
 from aioflow.cli.logs import set_up_logs
 from aioflow.engine.connect import shown
 from aioflow.errors import AioflowError, ConfigError
 from aioflow.ingress.app import make_app
+from aioflow.ingress.server import Ingress
 from aioflow.runtime import Runtime
 from aioflow.service import Service
 from aioflow.settings import Settings, load_settings
 
 log = logging.getLogger(__name__)
 
-LAST_ANSWERS_SECONDS = 0.5
-"""What requests in flight get to be answered once nothing new is accepted."""
-BACKLOG = 1024
-
 
 def serve(
     services: Annotated[
         list[str] | None,
-        typer.Argument(help="module:attribute; default: [tool.aioflow] services", metavar="SERVICE"),
+        typer.Argument(help="module:attribute; default: \\[tool.aioflow] services", metavar="SERVICE"),
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on")] = None,
     port: Annotated[str | None, typer.Option(help="Port to listen on; 0 takes a free one", metavar="NUMBER")] = None,
@@ -126,16 +123,19 @@ class Server:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             loop.add_signal_handler(number, self._signalled, number)
+        for number, by in ((signal.SIGTTIN, 1), (signal.SIGTTOU, -1)):
+            loop.add_signal_handler(number, self._runtime.scale, by)
+        runtime = self._runtime
         try:
-            async with self._runtime as runtime:
-                with self._named_in_pid_file():
-                    ingress = await self._open_ingress()
-                    print(self._greeting(), flush=True)  # noqa: T201 - what the command says
-                    failed = await self._until_stop(runtime)
-                    if ingress is not None:
-                        runtime.stop_waiting()
-                        await ingress.cleanup()
+            await runtime.start()
+            with self._named_in_pid_file():
+                ingress = await self._open_ingress()
+                print(self._greeting(), flush=True)  # noqa: T201 - what the command says
+                failed = await self._until_stop(runtime)
+                if ingress is not None:
+                    await self._close(ingress)
         finally:
+            await runtime.stop()
             if self._listener is not None:
                 self._listener.close()
         return 1 if failed else 0
@@ -154,23 +154,24 @@ class Server:
             end_of.cancel()
         return runtime.failed.is_set()
 
-    async def _open_ingress(self) -> web.AppRunner | None:
+    async def _close(self, ingress: Ingress) -> None:
+        """The last answers; handlers go on meanwhile, so what they take is no longer left of the grace period."""
+        runtime, begun = self._runtime, time.monotonic()
+        runtime.stop_waiting()
+        await ingress.close()
+        left = max(0.0, self._settings.grace - (time.monotonic() - begun))
+        runtime.settings = self._settings.model_copy(update={"grace": round(left, 1)})
+
+    async def _open_ingress(self) -> Ingress | None:
         if self._listener is None:
             return None
-        runner = web.AppRunner(
-            make_app(self._runtime),
-            access_log=None,
-            handle_signals=False,
-            shutdown_timeout=LAST_ANSWERS_SECONDS,
-        )
-        await runner.setup()
+        ingress = Ingress(make_app(self._runtime))
         try:
-            await web.SockSite(runner, self._listener, backlog=BACKLOG).start()
+            await ingress.open(self._listener)
         except OSError as error:
             # Two processes can bind a port on which neither listens yet; the second to listen hears of it here.
-            await runner.cleanup()
             raise cannot_listen(self._settings, error) from error
-        return runner
+        return ingress
 
     @contextmanager
     def _named_in_pid_file(self) -> Iterator[None]:

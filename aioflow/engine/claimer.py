@@ -129,14 +129,13 @@ class Claimer:
             else:
                 self._look = True
                 return
+            self._progress_at = time.monotonic()
+            self._look = len(claimed.jobs) == asked
+            self._set_timer(claimed.wait_ms)
+            await self._pool.start(claimed)
         except (StoreUnavailable, ProtocolError) as error:
             self._look = True
             await self._setback(error)
-            return
-        self._progress_at = time.monotonic()
-        self._look = len(claimed.jobs) == asked
-        self._set_timer(claimed.wait_ms)
-        self._pool.start(claimed)
 
     async def _pass_on(self) -> None:
         """No slot is free, but there is work: put what is due in line and ring for somebody else."""

@@ -7,16 +7,21 @@ type when they are written and again when they are read.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
-from pydantic_core import PydanticSerializationError
+from pydantic_core import PydanticSerializationError, to_json
 
-from aioflow.errors import CodecError
+from aioflow.errors import CodecError, ConfigError
+from aioflow.job import Failure, new_id
+from aioflow.service import FULL_NAME, Task
 
 PAYLOAD_LIMIT = 1 << 20
 """Bytes of one payload or result."""
 NOTHING = b"null"
+MOST_TRACEBACK = 4000
+"""Characters, the last ones: they say where it happened."""
 
 
 def encode_payload(adapter: TypeAdapter[Any] | None, payload: Any, what: str) -> bytes:
@@ -30,6 +35,26 @@ def encode_payload(adapter: TypeAdapter[Any] | None, payload: Any, what: str) ->
     except (ValidationError, PydanticSerializationError, ValueError) as error:
         raise CodecError(f"submit {what}: the payload does not fit its type: {error}") from error
     return seal(encoded, what)
+
+
+def encode_emit(known: Callable[[str], Task[Any, Any] | None]) -> Callable[[Any, Any], tuple[str, str, bytes]]:
+    """What makes (new id, full name, envelope) of a task, or of the name of one, and a payload.
+
+    A payload of a task that is not known here is checked by whoever claims it.
+    """
+
+    def encode(task: Any, payload: Any) -> tuple[str, str, bytes]:
+        found = task if isinstance(task, Task) else known(task)
+        if found is not None:
+            return new_id(), found.full_name, encode_payload(found.signature.payload, payload, found.full_name)
+        if not isinstance(task, str) or not FULL_NAME.fullmatch(task):
+            raise ConfigError(f"job.commit.submit: {task!r} is no task and no name such as ledger.book")
+        try:
+            return new_id(), task, seal(to_json(payload), task)
+        except (PydanticSerializationError, ValueError) as error:
+            raise CodecError(f"submit {task}: the payload cannot be written as JSON: {error}") from error
+
+    return encode
 
 
 def _encode(adapter: TypeAdapter[Any], value: Any) -> bytes:
@@ -61,6 +86,8 @@ def decode_payload(adapter: TypeAdapter[Any] | None, envelope: bytes | None) -> 
         return adapter.validator.validate_json(payload_of(envelope))
     except ValidationError as error:
         raise CodecError(f"the payload no longer fits its type: {error}") from error
+    except Exception as error:
+        raise CodecError(f"the payload cannot be checked: {type(error).__qualname__}: {error}") from error
 
 
 def encode_result(adapter: TypeAdapter[Any], result: Any) -> bytes:
@@ -69,6 +96,8 @@ def encode_result(adapter: TypeAdapter[Any], result: Any) -> bytes:
         encoded = _encode(adapter, result)
     except (ValidationError, PydanticSerializationError, ValueError) as error:
         raise CodecError(f"the result does not fit its type: {error}") from error
+    except Exception as error:
+        raise CodecError(f"the result cannot be checked: {type(error).__qualname__}: {error}") from error
     if len(encoded) > PAYLOAD_LIMIT:
         raise CodecError(f"a result has at most {PAYLOAD_LIMIT} bytes, this one {len(encoded)}")
     return encoded
@@ -82,12 +111,32 @@ def decode_result(adapter: TypeAdapter[Any], result: bytes) -> Any:
         raise CodecError(f"the result does not fit its type: {error}") from error
 
 
-def encode_failure(error: str, message: str) -> bytes:
-    """What the record of a dead job says."""
-    return json.dumps({"error": error[:200], "message": message[:10_000]}).encode(errors="replace")
+def encode_failure(failure: Failure) -> bytes:
+    """What the record of a failed attempt says; never a line break."""
+    told = {
+        "error": failure.error[:200],
+        "message": failure.message[:10_000],
+        "traceback": failure.traceback[-MOST_TRACEBACK:],
+        "attempt": failure.attempt,
+        "worker": failure.worker,
+    }
+    return json.dumps({name: value for name, value in told.items() if value}).encode(errors="replace")
 
 
-def decode_failure(result: bytes) -> tuple[str, str]:
-    """(error, message) of a dead job."""
-    failure = json.loads(result)
-    return str(failure["error"]), str(failure["message"])
+def decode_failure(line: bytes) -> Failure:
+    """How an attempt failed, from its JSON, or from a line of a history: the UTC ms of its end, a space, the JSON."""
+    at_ms, _, after = line.partition(b" ")
+    try:
+        told = json.loads(after if at_ms.isdigit() else line)
+    except ValueError:
+        told = None
+    if not isinstance(told, dict):
+        told = {"error": "ProtocolError", "message": f"a record that is none of ours: {line[:200]!r}"}
+    return Failure(
+        error=str(told.get("error", "")),
+        message=str(told.get("message", "")),
+        traceback=str(told.get("traceback", "")),
+        attempt=int(told.get("attempt", 0)),
+        worker=str(told.get("worker", "")),
+        at_ms=int(at_ms) if at_ms.isdigit() else None,
+    )

@@ -7,11 +7,13 @@ switched off; only the store repeats, and only what a script's header allows.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from hiredis import pack_command
 from redis import exceptions as driver
@@ -26,6 +28,15 @@ from aioflow.errors import ConfigError
 ROUND_TRIP_SECONDS = 5.0
 """A server that is silent for longer counts as away."""
 SCHEMES = ("redis", "rediss", "unix")
+OPTIONS = {"db": "a number"}
+TLS_OPTIONS = {
+    "ssl_ca_certs": "a file",
+    "ssl_certfile": "a file",
+    "ssl_keyfile": "a file",
+    "ssl_cert_reqs": "none|optional|required",
+    "ssl_check_hostname": "true|false|True|False",
+}
+"""What a URL's query may set, and to what."""
 
 
 Command = tuple[Any, ...]
@@ -163,8 +174,8 @@ class Clients:
             except ImportError:
                 raise ConfigError("redis memory: needs fakeredis; pip install 'aioflow[memory]'") from None
             self._server = FakeServer(server_type="valkey")
-        elif scheme_of(url) not in SCHEMES:
-            raise ConfigError(f"redis {shown(url)!r}: use redis://, rediss://, unix://, embedded: or memory:")
+        else:
+            check_url(url)
 
     def make(self, connections: int, *, blocking: bool = False) -> Redis:
         """A client over at most so many connections; `blocking` for commands that set their own deadline."""
@@ -221,18 +232,72 @@ def no_retry() -> Retry:
     return Retry(NoBackoff(), 0)
 
 
-def scheme_of(url: str) -> str:
-    """The scheme of a URL. Raises ConfigError, which does not show what may hold a password."""
+def check_url(url: str) -> None:
+    """Raise ConfigError, with all that is wrong, unless a URL says where the server is and only what it may say.
+
+    The driver lets a query set any argument of its connections, wins by it over ours, and passes over what it cannot
+    read. Nothing is shown of what may be a password.
+    """
     try:
-        return urlsplit(url).scheme
-    except ValueError as error:
-        raise ConfigError(f"the URL of redis cannot be read: {error}") from error
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        raise ConfigError(
+            "the URL of redis cannot be read; write redis://user:password@host:6379/0, and %40 for an @ in a password, "
+            "%2F for a /, %23 for a #, %3F for a ?"
+        ) from None
+    if parts.scheme not in SCHEMES:
+        raise ConfigError(f"redis {shown(url)!r}: use redis://, rediss://, unix://, embedded: or memory:")
+    wrong = _wrong_place(parts) or _wrong_options(parts)
+    if wrong:
+        raise ConfigError(f"the URL of redis: {'; '.join(wrong)}")
+
+
+def _wrong_place(parts: SplitResult) -> list[str]:
+    if parts.scheme == "unix":
+        right = parts.path.startswith("/") and not parts.netloc.rpartition("@")[2]
+        return [] if right else ["a unix:// URL needs the socket's absolute path: unix:///run/valkey.sock"]
+    if "@" in parts.path + parts.query + parts.fragment:
+        return ["an @ follows the host; in a password write %2F for a /, %3F for a ? and %23 for a #"]
+    wrong = ["port 0 is none"] if parts.port == 0 else []
+    if re.fullmatch(r"(/[0-9]*)?", parts.path) is None:
+        wrong.append(f"the database {parts.path.removeprefix('/')!r} is no number")
+    return wrong
+
+
+def _wrong_options(parts: SplitResult) -> list[str]:
+    allowed = {**OPTIONS, **TLS_OPTIONS} if parts.scheme == "rediss" else OPTIONS
+    pairs = parse_qsl(parts.query, keep_blank_values=True)
+    given = dict(pairs)
+    wrong = ["a # has no meaning here"] if parts.fragment else []
+    if unknown := sorted(given.keys() - allowed):
+        takes = f"a {parts.scheme}:// URL takes {', '.join(allowed)}, and user:password@ before the host"
+        wrong.append(f"{', '.join(unknown)} cannot be set; {takes}")
+    wrong += [
+        f"{name}={value!r}: use {allowed[name]}"
+        for name, value in given.items()
+        if name in allowed and not _fits(value, allowed[name])
+    ]
+    if len(pairs) > len(given) or ("db" in given and parts.scheme != "unix" and parts.path.strip("/")):
+        wrong.append("something is set twice")
+    if "ssl_keyfile" in given and "ssl_certfile" not in given:
+        wrong.append("ssl_keyfile needs ssl_certfile")
+    return wrong
+
+
+def _fits(value: str, kind: str) -> bool:
+    match kind:
+        case "a number":
+            return value.isascii() and value.isdigit()
+        case "a file":
+            return Path(value).is_file()
+        case _:
+            return value in kind.split("|")
 
 
 def shown(url: str) -> str:
-    """A URL as it may be printed: without its password."""
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    host = parts.netloc.rpartition("@")[2]
-    return parts._replace(netloc=f"{parts.username or ''}:***@{host}").geturl()
+    """A URL as it may be printed: without its password, also where what is given is no URL."""
+    scheme, mark, rest = url.partition("://") if "://" in url else ("", "", url)
+    account, at, place = rest.rpartition("@")  # the last one: a password may hold another
+    user, colon, _ = account.partition(":")
+    return f"{scheme}{mark}{user}:***{at}{place}" if at and colon else url

@@ -6,53 +6,22 @@ import asyncio
 import contextvars
 import logging
 import threading
-from collections.abc import Callable
+import traceback
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from enum import Enum, auto
 from functools import partial
 from typing import Any
 
-from aioflow.commit import Commit, Effect
+from aioflow.commit import Commit, Effect, Encode
 from aioflow.engine import codec
+from aioflow.engine.attempt import Attempt, Stop
+from aioflow.engine.processes import ProcessPool
 from aioflow.engine.records import Leased
 from aioflow.errors import CodecError
-from aioflow.job import Job
-from aioflow.service import Discard, Retry, RetryLater, Signature, Task
+from aioflow.job import Failure, Job
+from aioflow.service import Discard, Middleware, Retry, RetryLater, Signature, Task
 
 log = logging.getLogger(__name__)
-
-
-class Stop(Enum):
-    """Why a running handler is being cancelled."""
-
-    TIMEOUT = auto()
-    LEASE_LOST = auto()
-    RUNTIME = auto()
-
-
-@dataclass(slots=True, eq=False)
-class Attempt:
-    """A leased job in this process, itself and no other of the same job. Times are monotonic seconds."""
-
-    job: Leased
-    lease_until: float
-    """Written by the lease keeper."""
-    renew_at: float
-    """Written by the lease keeper."""
-    task: asyncio.Task[None] | None = None
-    stop: Stop | None = None
-    """Written by whoever cancels the handler, before it does."""
-    waiting: bool = False
-    """On its last chance, and not started yet."""
-
-    def cancel(self, why: Stop) -> None:
-        """Cancel the handler, once; a lost lease overrules every other reason."""
-        if self.task is None or self.stop is why:
-            return
-        if self.stop is None:
-            self.task.cancel(why.name.lower())
-        if self.stop is None or why is Stop.LEASE_LOST:
-            self.stop = why
 
 
 @dataclass(slots=True)
@@ -65,20 +34,20 @@ class Done:
 
 @dataclass(slots=True)
 class Again:
-    """The job runs again after a while; `failed`: that counts as a failure."""
+    """The job runs again after a while; where that is a failure, it counts as one."""
 
     delay: float
-    failed: bool
+    failure: Failure | None
     effects: list[Effect]
 
 
 @dataclass(slots=True)
 class Dead:
-    """The job has no further attempt."""
+    """The job has no further attempt; `failed`: the last one counts as a failure."""
 
-    error: str
-    message: str
+    failure: Failure
     effects: list[Effect]
+    failed: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,40 +64,76 @@ Outcome = Done | Again | Dead | Released | Abandoned
 
 
 class Executor:
-    """Runs attempts of one task."""
+    """Runs attempts of one task. `middleware` goes around each call of the handler, the first outermost."""
 
-    def __init__(self, task: Task[Any, Any], resources: Any) -> None:
+    def __init__(
+        self,
+        task: Task[Any, Any],
+        resources: Any,
+        worker: str,
+        encode: Encode,
+        middleware: Sequence[Middleware] = (),
+    ) -> None:
         self._task = task
         self._signature: Signature = task.signature
         self._resources = resources
-        handler = task.handler
-        self._handler = handler if self._signature.is_async else partial(run_in_thread, handler)
+        self._worker = worker
+        self._encode = encode
+        self._middleware = middleware
+        self._processes = ProcessPool(task.options.concurrency) if task.options.cpu else None
 
-    async def run(self, attempt: Attempt) -> Outcome:
+    async def run(self, attempt: Attempt, note: Callable[[bytes], None] | None = None) -> Outcome:
         """Decode, call the handler, encode; every exception becomes an outcome."""
         leased = attempt.job
-        job = Job(leased.id, leased.attempt, Commit(), self._resources)
+        if attempt.stop is not None:
+            return self.stopped(attempt, asyncio.CancelledError())
+        commit = Commit(self._task.service.name, self._encode)
+        job = Job(leased.id, leased.attempt, commit, self._resources, self._task.full_name, note)
         try:
             payload = codec.decode_payload(self._signature.payload, leased.envelope)
         except CodecError as error:
-            return Dead("CodecError", str(error), [])
+            return Dead(self._failure("CodecError", str(error), leased), [], failed=False)
         try:
-            result = await self._handler(*self._arguments(payload, job))
-            if attempt.stop is Stop.TIMEOUT:
-                return self._timed_out(leased, job)  # from a thread, or the cancellation was swallowed
-            return Done(codec.encode_result(self._signature.result, result), job.commit.effects)
+            result = await self._around(attempt, payload, job)
         except RetryLater as again:
-            return Again(again.seconds, False, job.commit.effects)
+            return Again(again.seconds, None, commit.effects)
         except Discard as discard:
-            return Dead("Discard", str(discard.reason), job.commit.effects)
-        except CodecError as error:
-            return Dead("CodecError", str(error), job.commit.failure_effects)
+            return Dead(self._failure("Discard", str(discard.reason), leased), commit.effects, failed=False)
         except asyncio.CancelledError as error:
-            return self._stopped(attempt, job, error)
+            return self.stopped(attempt, error, job)
         except Exception as error:  # noqa: BLE001 - a handler may raise anything; the retry policy decides
             return self._failed(leased, job, error)
+        if attempt.stop is Stop.TIMEOUT:
+            return self._timed_out(leased, job)  # from a thread, or the cancellation was swallowed
+        try:
+            return Done(codec.encode_result(self._signature.result, result), commit.effects)
+        except CodecError as error:
+            return Dead(self._failure("CodecError", str(error), leased, error), commit.failure_effects)
 
-    def _stopped(self, attempt: Attempt, job: Job, error: asyncio.CancelledError) -> Outcome:
+    def _around(self, attempt: Attempt, payload: Any, job: Job) -> Awaitable[Any]:
+        """The handler's call within its middleware."""
+        call: Callable[[], Awaitable[Any]] = partial(self._call, attempt, payload, job)
+        for middleware in reversed(self._middleware):
+            call = partial(middleware, job, call)
+        return call()
+
+    def _call(self, attempt: Attempt, payload: Any, job: Job) -> Awaitable[Any]:
+        if self._processes is not None:
+            return self._processes.run(self._task, payload, job, attempt)
+        arguments = self._signature.arguments(payload, job)
+        if self._signature.is_async:
+            awaited: Awaitable[Any] = self._task.handler(*arguments)
+            return awaited
+        return run_in_thread(attempt, self._task.handler, *arguments)
+
+    def close(self) -> None:
+        """End the processes, if there are any."""
+        if self._processes is not None:
+            self._processes.close()
+
+    def stopped(self, attempt: Attempt, error: asyncio.CancelledError, job: Job | None = None) -> Outcome:
+        """What comes of an attempt that was cancelled; `job`, if its handler had begun."""
+        job = job or Job(attempt.job.id, attempt.job.attempt)
         match attempt.stop:
             case Stop.RUNTIME:
                 return Released()
@@ -136,6 +141,9 @@ class Executor:
                 return Abandoned()
             case Stop.TIMEOUT:
                 return self._timed_out(attempt.job, job)
+            case Stop.CANCELLED:
+                failure = self._failure("JobCancelled", "cancelled on request", attempt.job)
+                return Dead(failure, job.commit.failure_effects, failed=False)
             case None:
                 # Nobody of ours cancelled it: something inside the handler did.
                 return self._failed(attempt.job, job, RuntimeError(f"the handler was cancelled from inside: {error}"))
@@ -146,25 +154,29 @@ class Executor:
     def _failed(self, leased: Leased, job: Job, error: Exception) -> Outcome:
         retry: Retry = self._task.options.retry
         delay = retry.delay(error, leased.failures)
-        name, message = type(error).__qualname__, str(error)
+        failure = self._failure(type(error).__qualname__, text_of(error), leased, error)
         where = f"{self._task.full_name} {leased.id} attempt {leased.attempt}"
         if delay is None:
-            log.error("%s: dead after %s: %s", where, name, message, exc_info=error)
-            return Dead(name, message, job.commit.failure_effects)
-        log.warning("%s: %s: %s; again in %.1f s", where, name, message, delay)
-        return Again(delay, True, job.commit.failure_effects)
+            log.error("%s: dead after %s: %s", where, failure.error, failure.message, exc_info=error)
+            return Dead(failure, job.commit.failure_effects)
+        log.warning("%s: %s: %s; again in %.1f s", where, failure.error, failure.message, delay)
+        return Again(delay, failure, job.commit.failure_effects)
 
-    def _arguments(self, payload: Any, job: Job) -> tuple[Any, ...]:
-        signature = self._signature
-        if signature.payload is None:
-            return (job,) if signature.takes_job else ()
-        if not signature.takes_job:
-            return (payload,)
-        return (job, payload) if signature.job_first else (payload, job)
+    def _failure(self, name: str, message: str, leased: Leased, error: Exception | None = None) -> Failure:
+        text = "" if error is None else "".join(traceback.format_exception(error))
+        return Failure(name, message, text, leased.attempt, self._worker)
 
 
-async def run_in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function in a daemon thread of its own.
+def text_of(error: Exception) -> str:
+    """What an exception says; its class may have a bug of its own there."""
+    try:
+        return str(error)
+    except Exception as broken:  # noqa: BLE001 - whatever a __str__ raises
+        return f"its text cannot be had: {type(broken).__qualname__}"
+
+
+async def run_in_thread(attempt: Attempt, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function in a daemon thread of its own, which the attempt names from then on.
 
     A thread cannot be cancelled: a first cancellation is kept until the function has ended, and raised then unless
     the function returned; a second one leaves the thread to itself. A daemon thread does not keep the process alive
@@ -193,7 +205,9 @@ async def run_in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
         except RuntimeError:
             log.warning("%r ended after its runtime had; its job runs again elsewhere", function)
 
-    threading.Thread(target=work, name=f"aioflow:{getattr(function, '__name__', 'handler')}", daemon=True).start()
+    name = f"aioflow:{getattr(function, '__name__', 'handler')}"
+    attempt.thread = threading.Thread(target=work, name=name, daemon=True)
+    attempt.thread.start()
     try:
         return await asyncio.shield(done)
     except asyncio.CancelledError:

@@ -26,9 +26,15 @@ PARTS = {
     "jobs": "hash",
     "results": "hash",
     "claims": "hash",
+    "history": "hash",
+    "progress": "hash",
     "waiters": "hash",
+    "cancels": "zset",
     "config": "hash",
     "totals": "hash",
+    "runners": "zset",
+    "outbox": "stream",
+    "seen": "hash",
     "bell": "list",
 }
 
@@ -50,9 +56,9 @@ def data_key(namespace: str, service: str, name: str) -> str:
     return f"{shard_prefix(namespace, service)}:d:{name}"
 
 
-def results_channel(namespace: str, runtime_id: str) -> str:
-    """The channel on which a runtime hears of the jobs it waits for."""
-    return f"{namespace}:{LAYOUT}:results:{runtime_id}"
+def runtime_channels(namespace: str) -> str:
+    """What a runtime's id follows in the name of the channel on which it hears of results and orders."""
+    return f"{namespace}:{LAYOUT}:runtime:"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

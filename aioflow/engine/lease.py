@@ -1,17 +1,27 @@
 """Keeps the leases of all running jobs of a runtime alive, and ends those that could not be kept.
 
-On the holder's monotonic clock a lease begins when its claim or renewal was sent. It is renewed after a third of its
-time; where that fails until the end, the handler is cancelled, since the job may be another's by then. Carries I2.
+It works in a thread with an event loop and a store of its own, so that a handler that blocks the runtime's loop does
+not lose its lease; an in-memory server lives in one loop, and with it the keeper works there. On the holder's monotonic
+clock a lease begins when its claim or renewal was sent. It is renewed after a third of its time, all that are due in
+one round trip; where that fails until the end, the handler is cancelled, since the job may be another's by then.
+
+A loop that is blocked for a second is said, with the handler and its stack; after `MOST_BLOCKED` seconds nothing is
+renewed any more, and the jobs go to others. A handler in a thread cannot be cancelled: its lease is kept until it has
+ended, also when the runtime has stopped. Carries I2.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import sys
+import threading
 import time
-from collections.abc import Iterator, Sequence
+import traceback
+from collections.abc import Callable, Sequence
 
-from aioflow.engine.executor import Attempt, Stop
+from aioflow.engine.attempt import Attempt, Stop
+from aioflow.engine.keys import Queue
 from aioflow.engine.pool import Pool
 from aioflow.engine.records import MOST_JOBS
 from aioflow.engine.store import Store
@@ -19,74 +29,224 @@ from aioflow.errors import ProtocolError, StoreUnavailable
 
 log = logging.getLogger(__name__)
 
+LONGEST_TICK = 0.5
+BLOCKED = 1.0
+"""Seconds after which a blocked loop is said."""
+MOST_BLOCKED = 60.0
+"""Seconds after which the leases of a blocked loop are left to run out."""
+MOST_FRAMES = 12
+
 
 class LeaseKeeper:
-    """Renews and ends leases."""
+    """Renews and ends leases. `home` is the runtime's loop; what is not said to run there runs on the keeper's."""
 
-    def __init__(self, pools: Sequence[Pool], store: Store) -> None:
+    def __init__(self, pools: Sequence[Pool], connect: Callable[[], Store], *, in_thread: bool) -> None:
         self._pools = pools
-        self._store = store
+        self._connect = connect
+        shortest = min((pool.task.options.lease for pool in pools), default=15.0)
         # A lease that begins during a sleep is not due for renewal before a third of its time.
-        self._longest_sleep = min((pool.task.options.lease for pool in pools), default=15.0) / 6
-        self._renewing: set[Pool] = set()
-        """Whose renewals are under way; a server that is slow to answer must not hide that leases end meanwhile."""
+        self._tick = min(LONGEST_TICK, shortest / 6)
+        self._patience = shortest / 3
+        self._home = asyncio.get_running_loop()
+        self._home_thread = threading.get_ident()
+        self._in_thread = in_thread
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ended = asyncio.Event()  # on the home loop
+        self._failure: BaseException | None = None
+        self._finish = asyncio.Event()  # on the keeper's loop
+        self._finishing = False
+        self._asked_at: float | None = None
+        """When the home loop was asked whether it runs; written by both, never at once."""
+        self._said: set[str] = set()
+
+    # ---- on the home loop
 
     async def run(self) -> None:
-        """Renew until cancelled."""
-        async with asyncio.TaskGroup() as renewals:
-            while True:
-                await asyncio.sleep(self._until_next())
-                now = time.monotonic()
-                for pool in self._pools:
-                    self._end_expired(pool, now)
-                    due = [
-                        attempt
-                        for attempt in pool.held
-                        if attempt.renew_at <= now and attempt.stop is not Stop.LEASE_LOST
-                    ]
-                    if due and pool not in self._renewing:
-                        self._renewing.add(pool)
-                        renewals.create_task(self._renew(pool, due), name=f"aioflow renewal {pool.queue.name}")
+        """Keep leases until cancelled, or finished. Raises what ended the thread."""
+        if not self._in_thread:
+            await self._work()
+            return
+        self._thread = threading.Thread(target=self._run_thread, name="aioflow leases", daemon=True)
+        self._thread.start()
+        await self._ended.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    async def finish(self, seconds: float) -> None:
+        """Let go of all leases but those of handlers in threads; return once the others' connections are closed."""
+        if self._thread is None or not self._thread.is_alive():
+            return
+        left = self._in_threads()
+        self._finishing = True  # before the look at the loop: a thread that only begins looks at this after making one
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._finish.set)
+        if left:
+            log.warning("%d handlers in threads still run; their leases are kept until they end", len(left))
+            return
+        try:
+            async with asyncio.timeout(seconds):
+                await self._ended.wait()
+        except TimeoutError:
+            log.warning("the thread that keeps the leases did not end within %g s", seconds)
+
+    def _heard(self) -> None:
+        self._asked_at = None
+
+    # ---- in the thread
+
+    def _run_thread(self) -> None:
+        try:
+            asyncio.run(self._work())
+        except BaseException as error:  # noqa: BLE001 - raised again where the runtime hears it
+            self._failure = error
+        self._call_home(self._ended.set)
+
+    def _call_home(self, function: Callable[..., object], *arguments: object) -> None:
+        try:
+            self._home.call_soon_threadsafe(function, *arguments)
+        except RuntimeError:
+            log.debug("the runtime's loop is closed; nobody is left to hear of its leases")
+
+    async def _work(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        if self._finishing:
+            self._finish.set()
+        store = self._connect()
+        try:
+            async with asyncio.TaskGroup() as renewals:
+                await self._keep(store, renewals)
+            await self._keep_threads(store)
+        finally:
+            await store.close()
+
+    async def _keep(self, store: Store, renewals: asyncio.TaskGroup) -> None:
+        renewing: asyncio.Task[None] | None = None
+        while not await self._rest(self._until_next()):
+            now = time.monotonic()
+            self._watch_home(now)
+            held = self._held()
+            for pool, attempt in held:
+                if attempt.lease_until <= now:
+                    self._end(pool, attempt, "its lease could not be renewed")
+            due = [(pool, attempt) for pool, attempt in held if attempt.renew_at <= now and not attempt.lost]
+            # One renewal at a time; a server that is slow to answer must not hide that leases end meanwhile.
+            if due and (renewing is None or renewing.done()) and not self._given_up(now):
+                renewing = renewals.create_task(self._renew(store, due), name="aioflow renewal")
+
+    async def _keep_threads(self, store: Store) -> None:
+        """After the stop: keep the leases of handlers in threads, and give each job back when its handler has ended."""
+        left = self._in_threads()
+        while left:
+            self._finish.clear()
+            await self._rest(self._tick)
+            for pool, attempt in left:
+                if attempt.thread is not None and not attempt.thread.is_alive() and not attempt.lost:
+                    attempt.lost = True
+                    await self._give_back(store, pool, attempt)
+            left = [(pool, attempt) for pool, attempt in left if not attempt.lost]
+            due = [(pool, attempt) for pool, attempt in left if attempt.renew_at <= time.monotonic()]
+            if due:
+                await self._renew(store, due)
+
+    async def _give_back(self, store: Store, pool: Pool, attempt: Attempt) -> None:
+        try:
+            await store.release(pool.queue, [(attempt.job.id, attempt.job.token)])
+        except (StoreUnavailable, ProtocolError) as error:
+            log.warning("%s %s: not given back: %s; its lease runs out", pool.queue.name, attempt.job.id, error)
+
+    async def _rest(self, seconds: float) -> bool:
+        """Whether it is time to finish."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._finish.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def _held(self) -> list[tuple[Pool, Attempt]]:
+        # A copy of a set is one step of the interpreter: the home loop cannot come between.
+        return [(pool, attempt) for pool in self._pools for attempt in pool.held.copy() if not attempt.lost]
+
+    def _in_threads(self) -> list[tuple[Pool, Attempt]]:
+        return [
+            (pool, attempt)
+            for pool, attempt in self._held()
+            if attempt.thread is not None and attempt.thread.is_alive()
+        ]
 
     def _until_next(self) -> float:
         now = time.monotonic()
-        ends = (attempt.renew_at if attempt.renew_at > now else attempt.lease_until for attempt in self._live())
-        return max(0.01, min(self._longest_sleep, min(ends, default=now + self._longest_sleep) - now))
+        ends = (attempt.renew_at if attempt.renew_at > now else attempt.lease_until for _, attempt in self._held())
+        return max(0.01, min(self._tick, min(ends, default=now + self._tick) - now))
 
-    def _live(self) -> Iterator[Attempt]:
-        # A handler in a thread outlives its lease; it is nobody's business any more.
-        for pool in self._pools:
-            yield from (attempt for attempt in pool.held if attempt.stop is not Stop.LEASE_LOST)
+    def _end(self, pool: Pool, attempt: Attempt, why: str) -> None:
+        log.warning("%s %s: %s; cancelled", pool.queue.name, attempt.job.id, why)
+        attempt.lost = True
+        self._call_home(attempt.cancel, Stop.LEASE_LOST)
 
-    def _end_expired(self, pool: Pool, now: float) -> None:
-        for attempt in [attempt for attempt in pool.held if attempt.lease_until <= now]:
-            if attempt.stop is not Stop.LEASE_LOST:
-                log.warning("%s %s: its lease could not be renewed; cancelled", pool.queue.name, attempt.job.id)
-            attempt.cancel(Stop.LEASE_LOST)
-
-    async def _renew(self, pool: Pool, due: list[Attempt]) -> None:
-        try:
-            for first in range(0, len(due), MOST_JOBS):
-                await self._renew_batch(pool, due[first : first + MOST_JOBS])
-        finally:
-            self._renewing.discard(pool)
-
-    async def _renew_batch(self, pool: Pool, due: list[Attempt]) -> None:
+    async def _renew(self, store: Store, due: list[tuple[Pool, Attempt]]) -> None:
+        of_queue: dict[Queue, tuple[Pool, list[Attempt]]] = {}
+        for pool, attempt in due:
+            of_queue.setdefault(pool.queue, (pool, []))[1].append(attempt)
+        batches = [
+            (pool, attempts[first : first + MOST_JOBS])
+            for pool, attempts in of_queue.values()
+            for first in range(0, len(attempts), MOST_JOBS)
+        ]
         sent = time.monotonic()
-        lease = pool.task.options.lease
         try:
-            async with asyncio.timeout(lease / 3):  # while there is time for another try
-                answers = await self._store.renew(
-                    pool.queue, pool.lease_ms, [(attempt.job.id, attempt.job.token) for attempt in due]
+            async with asyncio.timeout(self._patience):  # while there is time for another try
+                answers = await store.renew(
+                    [
+                        (pool.queue, pool.lease_ms, [(attempt.job.id, attempt.job.token) for attempt in attempts])
+                        for pool, attempts in batches
+                    ]
                 )
         except (StoreUnavailable, ProtocolError, TimeoutError):
-            for attempt in due:
-                attempt.renew_at = sent + lease / 12
+            for pool, attempt in due:
+                attempt.renew_at = sent + pool.task.options.lease / 12
             return
-        for attempt, renewed in zip(due, answers, strict=True):
-            if renewed:
-                attempt.lease_until, attempt.renew_at = sent + lease, sent + lease / 3
-            elif attempt in pool.held and attempt.task is not None and not attempt.task.done():
-                log.warning("%s %s: its lease was taken away; cancelled", pool.queue.name, attempt.job.id)
-                attempt.lease_until = sent
-                attempt.cancel(Stop.LEASE_LOST)
+        for (pool, attempts), of_batch in zip(batches, answers, strict=True):
+            lease = pool.task.options.lease
+            for attempt, answer in zip(attempts, of_batch, strict=True):
+                if answer:
+                    attempt.lease_until, attempt.renew_at = sent + lease, sent + lease / 3
+                    if answer == 2:
+                        self._call_home(attempt.cancel, Stop.CANCELLED)
+                elif attempt in pool.held and attempt.task is not None and not attempt.task.done():
+                    attempt.lease_until = sent
+                    self._end(pool, attempt, "its lease was taken away")
+
+    # ---- watching the home loop
+
+    def _watch_home(self, now: float) -> None:
+        if self._asked_at is None:
+            if self._said:
+                log.warning("the event loop runs again")
+                self._said.clear()
+            self._asked_at = now
+            self._call_home(self._heard)
+        elif now - self._asked_at > BLOCKED and "blocked" not in self._said:
+            self._said.add("blocked")
+            log.warning("%s blocks the event loop; its stack:\n%s", self._who_runs(), self._stack())
+
+    def _given_up(self, now: float) -> bool:
+        if self._asked_at is None or now - self._asked_at <= MOST_BLOCKED:
+            return False
+        if "given up" not in self._said:
+            self._said.add("given up")
+            log.critical(
+                "the event loop is blocked for %g s by %s: no lease is renewed any more, the jobs go to others",
+                MOST_BLOCKED,
+                self._who_runs(),
+            )
+        return True
+
+    def _who_runs(self) -> str:
+        task = asyncio.current_task(self._home)
+        return "something that is no task" if task is None else task.get_name()
+
+    def _stack(self) -> str:
+        frame = sys._current_frames().get(self._home_thread)  # noqa: SLF001 - the one way to look at another thread
+        return "".join(traceback.format_stack(frame)[-MOST_FRAMES:]) if frame is not None else "(gone)"

@@ -43,6 +43,10 @@ class ServerClock:
         """What the server's clock should show now, or at a monotonic time."""
         return self.heard_ms + int(((time.monotonic() if at is None else at) - self.heard_at) * 1000)
 
+    def wait_ms(self, now_ms: int, due_ms: int) -> int | None:
+        """How long it is to a due time from what the server answered as its time; None: waiting does not bring it."""
+        return max(0, due_ms - now_ms)
+
 
 @dataclass(slots=True)
 class Line:
@@ -50,9 +54,12 @@ class Line:
 
     url: str
     lost_at: float | None = None
+    refusing: bool = False
     failures: int = 0
     connected_at: float = field(default_factory=time.monotonic)
     """Monotonic time of the last broken connection, or of the first answer after the last loss."""
+    quiet: bool = False
+    """Whether another one of the same runtime does the saying."""
     heard: bool = False
     """Whether it ever answered: what was never there is not lost, and whoever connects hears of it."""
 
@@ -60,20 +67,37 @@ class Line:
         """A connection broke, and the call is made again over a new one: whatever was there may be another server."""
         self.connected_at = time.monotonic()
 
-    def up(self) -> None:
-        """The server answered."""
+    def up(self, sent: float) -> None:
+        """The server answered what was sent at that monotonic time; an answer from before the loss is no return."""
         self.heard = True
-        if self.lost_at is not None:
-            log.info("redis %s is back after %.1f s", self.url, time.monotonic() - self.lost_at)
+        if self.lost_at is not None and sent > self.lost_at:
+            if not self.quiet:
+                log.info("redis %s is back after %.1f s", self.url, time.monotonic() - self.lost_at)
             self.lost_at = None
             self.failures = 0
             self.connected_at = time.monotonic()
+
+    def served(self, sent: float) -> None:
+        """The server ran what was sent to it at that monotonic time."""
+        self.up(sent)
+        if self.refusing:
+            self.refusing = False
+            self.failures = 0
+            log.info("redis %s serves again", self.url)
+
+    def refused(self, error: BaseException) -> None:
+        """The server is there and runs nothing now: a replica after a failover, or one that loads, or is blocked."""
+        self.failures += 1
+        self.connected_at = time.monotonic()  # it may have another clock, and the holders must reach it first
+        if not self.refusing:
+            self.refusing = True
+            log.warning("redis %s does not serve: %s; trying again", self.url, error)
 
     def down(self, error: BaseException) -> None:
         self.failures += 1
         if self.lost_at is None:
             self.lost_at = time.monotonic()
-            if self.heard:
+            if self.heard and not self.quiet:
                 log.warning("redis %s is away: %s; trying again", self.url, error)
 
     async def setback(self, error: StoreUnavailable | ProtocolError, what: str) -> None:

@@ -1,37 +1,47 @@
-"""Once a second, for each queue: put due jobs in line, ring over a silent one, reap, and now and then trim.
+"""Maintenance of one queue, twice a second over the whole fleet: due jobs, expired leases, a silent bell, old records.
 
-Reaping waits for one renewal interval after every (re)connection and after every disagreement about the server's
-time, so that holders who are alive can renew before their leases are judged.
+The runtimes that look after a queue take turns: each is noted in the queue, learns its rank among them by every call,
+and comes in the turn of its rank on the server's clock. One that has died leaves its turns empty until it is forgotten.
+
+Judging leases waits for one renewal interval after every (re)connection and after every disagreement about the
+server's time, so that holders who are alive can renew before their leases are judged.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-import random
 import time
 
 from aioflow.engine.keys import Queue
-from aioflow.engine.records import MOST_JOBS
+from aioflow.engine.records import MOST_JOBS, Reaped
+from aioflow.engine.relay import Relay
 from aioflow.engine.store import Store
 from aioflow.errors import ProtocolError, StoreUnavailable
 from aioflow.service import TaskOptions
 
-PERIOD = 0.9
+TURN_MS = 500
+"""From one runtime's turn to the next one's."""
 TRIM_PERIOD = 10.0
 
 log = logging.getLogger(__name__)
 
 
 class Maintenance:
-    """Looks after one queue."""
+    """Looks after one queue for one runtime."""
 
-    def __init__(self, queue: Queue, options: TaskOptions, store: Store) -> None:
+    def __init__(self, queue: Queue, options: TaskOptions, store: Store, relay: Relay, runner: str) -> None:
         self._queue = queue
         self._options = options
         self._store = store
+        self._relay = relay
+        self._runner = runner
         self._reap_from = 0.0
         self._trim_at = 0.0
+        self._wake = asyncio.Event()
+        self.turns = (1, 0)
+        """(runtimes that look after the queue, rank of this one among them), as last heard."""
 
     async def run(self) -> None:
         """Maintain until cancelled."""
@@ -41,38 +51,75 @@ class Maintenance:
             except (StoreUnavailable, ProtocolError) as error:
                 await self._store.line.setback(error, f"maintenance of {self._queue.name}")
             else:
-                await asyncio.sleep(pause)
+                await self._rest(pause)
+
+    def look(self) -> None:
+        """Begin a round now, which also rings for what is due and trims: a test has moved its clock."""
+        self._trim_at = 0.0
+        self._wake.set()
+
+    async def _rest(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
+        self._wake.clear()
+
+    async def leave(self) -> None:
+        """Leave the turns to the others."""
+        await self._store.leave(self._queue, self._runner)
 
     async def _once(self) -> float:
         """One round; how long to sleep until the next."""
-        promoted = await self._store.promote(self._queue)
         now = time.monotonic()
-        if now >= self._trim_at:
-            keep_done_ms, keep_dead_ms = (
-                int(self._options.keep_done * 1000),
-                int(self._options.keep_dead * 1000),
-            )
-            trimmed = await self._store.trim(self._queue, keep_done_ms=keep_done_ms, keep_dead_ms=keep_dead_ms)
-            self._trim_at = now + (0 if trimmed >= MOST_JOBS else TRIM_PERIOD)
-        # Jittered, or the runtimes of a fleet that started together would all come in the same instant.
-        pause = 0.0 if promoted == MOST_JOBS else PERIOD * random.uniform(0.8, 1.0)  # noqa: S311
         interval = self._options.lease / 3
-        # Every call hears the clock, also the promotion above: that it agrees now does not say that it did all along.
+        # Every call hears the clock: that it agrees now does not say that it did all along.
         unsure_at = max(self._store.line.connected_at, self._store.clock.stepped_at)
         reap_from = max(self._reap_from, unsure_at + interval)
-        if now < reap_from:
-            return min(pause, reap_from - now)
         reaped = await self._store.reap(
-            self._queue, most_crashes=self._options.most_crashes, longest_ms=int(self._options.lease * 1000)
+            self._queue,
+            most_crashes=self._options.most_crashes,
+            longest_ms=int(self._options.lease * 1000),
+            judge=now >= reap_from,
+            runner=self._runner,
         )
-        if not reaped.clock_agrees:
+        if now >= reap_from and not reaped.judged:
             self._reap_from = now + interval
-        elif reaped.jobs or reaped.dead:
+        if reaped.jobs or reaped.dead:
             log.warning(
                 "%s: %d expired leases went back in line, %d jobs are dead of them",
                 self._queue.name,
                 reaped.jobs,
                 reaped.dead,
             )
-        # An expired lease goes back when it expires, not up to a second later.
+        if reaped.outbox:
+            self._relay.wanted.set()
+        if reaped.rank == 0:
+            await self._trim(now)
+        return self._pause(reaped)
+
+    def _pause(self, reaped: Reaped) -> float:
+        if reaped.promoted == MOST_JOBS:
+            return 0.0
+        self.turns = runners, rank = reaped.runners or 1, reaped.rank or 0
+        pause = until_turn(rank, runners, self._store.clock.expected_ms())
+        # An expired lease goes back when it expires, not up to a turn later.
         return pause if reaped.next_ms is None else min(pause, reaped.next_ms / 1000 + 0.002)
+
+    async def _trim(self, now: float) -> None:
+        if now < self._trim_at:
+            return
+        self._trim_at = now + TRIM_PERIOD  # at first, since a look that comes meanwhile wants another
+        trimmed = await self._store.trim(
+            self._queue,
+            keep_done_ms=int(self._options.keep_done * 1000),
+            keep_dead_ms=int(self._options.keep_dead * 1000),
+        )
+        if trimmed >= MOST_JOBS:
+            self._trim_at = now
+
+
+def until_turn(rank: int, runners: int, now_ms: int) -> float:
+    """Seconds until the next turn of a rank among so many, half a turn off at least."""
+    cycle_ms = runners * TURN_MS
+    wait_ms = (rank * TURN_MS - now_ms) % cycle_ms
+    return (wait_ms if wait_ms >= TURN_MS // 2 else wait_ms + cycle_ms) / 1000

@@ -10,15 +10,20 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+from aioflow.commit import MOST_EFFECTS
 from aioflow.engine import codec
+from aioflow.engine.attempt import Attempt, Stop
 from aioflow.engine.coalescer import Coalescer
-from aioflow.engine.executor import Abandoned, Again, Attempt, Dead, Done, Executor, Outcome, Released, Stop
+from aioflow.engine.executor import Abandoned, Again, Dead, Done, Executor, Outcome, Released
 from aioflow.engine.keys import Queue
+from aioflow.engine.notes import Notes
 from aioflow.engine.records import MOST_JOBS, Claimed, Settlement
 from aioflow.engine.store import Store
 from aioflow.errors import ProtocolError, StoreUnavailable
+from aioflow.job import Failure
 from aioflow.service import Task
 
 log = logging.getLogger(__name__)
@@ -35,9 +40,10 @@ class Pool:
         task: Task[Any, Any],
         queue: Queue,
         store: Store,
-        resources: Any,
+        executor: Executor,
         concurrency: int,
         alone: asyncio.Lock,
+        emitted: Callable[[], None],
     ) -> None:
         self.task = task
         self.queue = queue
@@ -50,8 +56,11 @@ class Pool:
         self.settles: Coalescer[tuple[Attempt, Settlement], None] = Coalescer(f"settle {queue.name}", self._flush)
         self._store = store
         self._alone = alone
-        self._executor = Executor(task, resources)
+        self._emitted = emitted
+        self._executor = executor
+        self.notes = Notes(queue, store)
         self._running: dict[Attempt, float] = {}  # and when its handler started; oldest first
+        self._cancelled_early: set[tuple[str, str]] = set()
         self._sweep: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
@@ -62,22 +71,24 @@ class Pool:
         """How many more jobs may be claimed."""
         if len(self.settles) >= MOST_UNSETTLED:
             return 0
-        return min(self.concurrency - len(self._running), MOST_JOBS)
+        return max(0, min(self.concurrency - len(self._running), MOST_JOBS))
 
     @property
     def running(self) -> list[Attempt]:
         """The attempts whose handlers run."""
         return list(self._running)
 
-    def start(self, claimed: Claimed) -> None:
-        """Start a handler for every claimed job."""
+    def expect(self, job_id: str, token: str) -> None:
+        """Note a cancel of a lease that is not held here: it is over, or its claim's answer is still on the way."""
+        if len(self._cancelled_early) < MOST_JOBS:
+            self._cancelled_early.add((job_id, token))
+
+    async def start(self, claimed: Claimed) -> None:
+        """Start a handler for every claimed job; those that came too late go back. Raises StoreUnavailable."""
         lease_until = claimed.sent + self.task.options.lease
-        if time.monotonic() >= lease_until:
-            log.warning(
-                "%s: a claim was answered after its lease; %d jobs go back",
-                self.queue.name,
-                len(claimed.jobs),
-            )
+        if time.monotonic() >= lease_until and claimed.jobs:
+            log.warning("%s: a claim was answered after its lease; %d jobs go back", self.queue.name, len(claimed.jobs))
+            await self._store.release(self.queue, [(leased.id, leased.token) for leased in claimed.jobs])
             return
         renew_at = claimed.sent + self.task.options.lease / 3
         loop = asyncio.get_running_loop()
@@ -85,7 +96,11 @@ class Pool:
         self._note_start(attempts)
         for attempt in attempts:
             self.held.add(attempt)
+            attempt.begin = partial(self._begin, attempt)
             attempt.task = loop.create_task(self._run(attempt), name=f"{self.queue.name} {attempt.job.id}")
+            if (attempt.job.id, attempt.job.token) in self._cancelled_early:
+                attempt.cancel(Stop.CANCELLED)
+        self._cancelled_early.clear()  # one claim is under way at a time
 
     def _note_start(self, attempts: list[Attempt]) -> None:
         now = time.monotonic()
@@ -96,11 +111,12 @@ class Pool:
 
     async def _run(self, attempt: Attempt) -> None:
         """One attempt from its start until its outcome is on the way."""
+        attempt.begun = True
         try:
             if 0 < attempt.job.crashes >= self.task.options.most_crashes - 1:
                 outcome = await self._run_alone(attempt)
             else:
-                outcome = await self._executor.run(attempt)
+                outcome = await self._execute(attempt)
         except BaseException:
             # The loop is being torn down, or the executor is broken: the lease brings the job back.
             self.held.discard(attempt)
@@ -110,10 +126,21 @@ class Pool:
             self.changed()
         settlement = settlement_of(attempt, outcome)
         if settlement is not None:
+            if len(settlement.effects) < MOST_EFFECTS and (note := self.notes.last(attempt.job)):
+                settlement.effects = [*settlement.effects, *note]
             self._settle(attempt, settlement)
         elif isinstance(outcome, Abandoned):
             self.held.discard(attempt)
         # else it was released, and stays held until the stop gives it back
+
+    def _begin(self, attempt: Attempt) -> None:
+        """The handler of an attempt that waited starts now, and with it its time."""
+        attempt.waiting = False
+        if self._running.pop(attempt, None) is not None:
+            self._note_start([attempt])
+
+    async def _execute(self, attempt: Attempt) -> Outcome:
+        return await self._executor.run(attempt, partial(self.notes.put, attempt.job))
 
     def _settle(self, attempt: Attempt, settlement: Settlement) -> None:
         try:
@@ -134,8 +161,8 @@ class Pool:
         if isinstance(error, (TypeError, ValueError)) and settlement.effects:
             # What the handler wants written cannot even be sent: that ends its job, and no other.
             log.error("%s %s: dead: its effects cannot be sent: %r", self.queue.name, attempt.job.id, error)
-            failure = codec.encode_failure("BadEffect", f"the effects cannot be sent: {error!r}")
-            self._settle(attempt, Settlement(attempt.job.id, attempt.job.token, "dead", failure))
+            failure = Failure("BadEffect", f"the effects cannot be sent: {error!r}", attempt=attempt.job.attempt)
+            self._settle(attempt, Settlement(attempt.job.id, attempt.job.token, "dead", codec.encode_failure(failure)))
         else:
             log.warning("%s %s: not settled, %s; it runs again", self.queue.name, attempt.job.id, error)
             self._let_go(attempt)
@@ -151,15 +178,13 @@ class Pool:
             async with self._alone:
                 if not await self._store.expose(self.queue, attempt.job):
                     return Abandoned()
-                attempt.waiting = False
-                del self._running[attempt]  # its time starts now
-                self._note_start([attempt])
-                return await self._executor.run(attempt)
+                self._begin(attempt)
+                return await self._execute(attempt)
         except (StoreUnavailable, ProtocolError) as error:
             log.warning("%s %s: not started: %s", self.queue.name, attempt.job.id, error)
             return Abandoned()
-        except asyncio.CancelledError:
-            return Abandoned() if attempt.stop is Stop.LEASE_LOST else Released()
+        except asyncio.CancelledError as error:
+            return self._executor.stopped(attempt, error)
 
     def _let_go(self, attempt: Attempt) -> None:
         self.held.discard(attempt)
@@ -197,12 +222,24 @@ class Pool:
                 batch = alive
                 await self._store.line.setback(error, f"settle {self.queue.name}")
                 continue
+            if any(effect.op == "emit" for _, settlement in alive for effect in settlement.effects):
+                self._emitted()
             for (attempt, _), answer in zip(alive, settled, strict=True):
                 if answer == 0:
                     log.warning("%s %s: its lease was lost; its outcome is dropped", self.queue.name, attempt.job.id)
                 elif answer != 1:
                     log.error("%s %s: dead: %s", self.queue.name, attempt.job.id, answer)
             return answers
+
+    def scale(self, by: int) -> None:
+        """Run so many more jobs at a time, or fewer, at least 1."""
+        self.concurrency = max(1, self.concurrency + by)
+        log.info("%s: %d at a time", self.queue.name, self.concurrency)
+        self.changed()
+
+    def close(self) -> None:
+        """End the processes of its handlers, if there are any."""
+        self._executor.close()
 
     def cancel_running(self) -> None:
         """Cancel every handler, because the runtime stops."""
@@ -226,9 +263,13 @@ def settlement_of(attempt: Attempt, outcome: Outcome) -> Settlement | None:
     match outcome:
         case Done(result, effects):
             return Settlement(job.id, job.token, "done", result, effects=effects)
-        case Again(delay, failed, effects):
-            return Settlement(job.id, job.token, "retry", delay_ms=int(delay * 1000), failed=failed, effects=effects)
-        case Dead(error, message, effects):
-            return Settlement(job.id, job.token, "dead", codec.encode_failure(error, message), effects=effects)
+        case Again(delay, Failure() as failure, effects):
+            told = codec.encode_failure(failure)
+            return Settlement(job.id, job.token, "retry", told, int(delay * 1000), failed=True, effects=effects)
+        case Again(delay, _, effects):
+            return Settlement(job.id, job.token, "retry", delay_ms=int(delay * 1000), effects=effects)
+        case Dead(failure, effects, failed):
+            told = codec.encode_failure(failure)
+            return Settlement(job.id, job.token, "dead", told, failed=failed, effects=effects)
         case Released() | Abandoned():
             return None

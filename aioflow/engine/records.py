@@ -10,7 +10,8 @@ from typing import Literal
 from aioflow.commit import Effect
 from aioflow.engine.keys import Queue
 
-Durability = Literal["memory", "fsync"]
+Durability = str
+""" "memory", "fsync" or "replicated:N"."""
 MOST_JOBS = 1000
 """Jobs of one call, as the scripts check it."""
 MOST_BYTES = 1 << 20
@@ -90,13 +91,29 @@ class Settlement:
 
 @dataclass(frozen=True, slots=True)
 class Reaped:
-    """The answer to a reap; where the server's time was not as expected, nothing was done."""
+    """The answer to a reap. `judged`: whether leases were; not so where the server's time was not as expected."""
 
-    clock_agrees: bool
+    judged: bool
     next_ms: int | None = None
     """Until the next lease expires; None: none is live."""
     jobs: int = 0
     dead: int = 0
+    promoted: int = 0
+    runners: int = 0
+    rank: int | None = None
+    """Of the caller among the runtimes that look after the queue; None: it is not noted."""
+    outbox: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Emitted:
+    """A job that lies in an outbox. `due`: UTC ms, 0: at once."""
+
+    sequence: str
+    to: str
+    envelope: bytes
+    priority: int
+    due: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,3 +127,18 @@ class Sizes:
     dead: int
     open: int
     oldest_ms: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """A queue as a whole, at one moment of the server's clock."""
+
+    now_ms: int
+    sizes: Sizes
+    totals: dict[str, int]
+    """Counters that only grow."""
+    paused: bool
+    runtimes: int
+    """How many run its jobs; one that was killed still counts for some 15 seconds."""
+    outbox: int
+    """Jobs for other queues that these have not taken yet."""

@@ -41,7 +41,8 @@ class Script:
     @property
     def may_repeat(self) -> bool:
         """Whether the store may send it again after a lost answer without asking its caller."""
-        return "but one lease" not in self.header["Repeat"]
+        said = self.header.get("Repeat", "")
+        return said.startswith(("same answer", "no second effect")) and "but one lease" not in said
 
 
 @cache
@@ -51,10 +52,24 @@ def load(name: str, *, plain: bool = False) -> Script:
     `plain` leaves out the shebang line, which fakeredis refuses.
     """
     root = script_root()
-    text = (root / f"{name}.lua").read_text()
-    source = INCLUDE.sub(lambda found: (root / "include" / f"{found[1]}.lua").read_text().rstrip(), text)
-    if plain:
+    return read(name, root / f"{name}.lua", root / "include", plain=plain)
+
+
+@cache
+def load_file(path: Path, *, plain: bool = False) -> Script:
+    """Read a user's script; what it includes lies in `include` beside it. Raises ConfigError."""
+    try:
+        return read(path.stem, path, path.parent / "include", plain=plain)
+    except OSError as error:
+        raise ConfigError(f"script {path}: {error}") from error
+
+
+def read(name: str, path: Path, includes: Path, *, plain: bool) -> Script:
+    """A script with its includes; a header is optional here."""
+    text = path.read_text()
+    source = INCLUDE.sub(lambda found: (includes / f"{found[1]}.lua").read_text().rstrip(), text)
+    if plain and source.startswith("#!"):
         source = source.partition("\n")[2]
     header = dict(HEADER.findall(text))
-    keys = tuple((key, kind) for key, kind in re.findall(r"(\w+) (\w+)", header["KEYS"]))
+    keys = tuple((key, kind) for key, kind in re.findall(r"(\w+) (\w+)", header.get("KEYS", "")))
     return Script(name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest(), header, keys)

@@ -10,23 +10,27 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 from redis import exceptions as driver
 from redis.asyncio import Redis
-from redis.asyncio.client import PubSub
+from redis.asyncio.client import Pipeline, PubSub
 
-from aioflow.engine import scripts
+from aioflow.engine import codec, scripts
 from aioflow.engine.connect import ROUND_TRIP_SECONDS, Clients, Command, Wire, shown
 from aioflow.engine.keys import Queue
-from aioflow.engine.line import Line, ServerClock
+from aioflow.engine.line import TOLERANCE_MS, Line, ServerClock
 from aioflow.engine.records import (
     MOST_BYTES,
     MOST_JOBS,
     Claimed,
     Durability,
+    Emitted,
     Leased,
     NewJob,
+    Overview,
     Reaped,
     Ride,
     Settlement,
@@ -41,40 +45,37 @@ T = TypeVar("T")
 
 RECEIPT_MS = 4000
 """How long a flush waits for its durability; below the round trip's deadline."""
+RUNNER_MS = 15_000
+"""A runtime that was noted before is gone: reap notes it every 10 s, when its turn comes."""
 FSYNC_POLICY = ("appendonly", "appendfsync")
-AWAY = (
-    "OOM",
-    "MISCONF",
-    "READONLY",
-    "BUSY",
-    "LOADING",
-    "MASTERDOWN",
-    "CLUSTERDOWN",
-    "NOREPLICAS",
-    "TRYAGAIN",
-    "WAITAOF",
-)
-"""What errors begin with by which a server says that it cannot serve now, or not as durably as asked."""
+FSYNC_NEEDS = "appendonly yes, appendfsync always"
+NOT_SERVING = ("MISCONF", "READONLY", "BUSY", "LOADING", "MASTERDOWN", "CLUSTERDOWN")
+"""What errors begin with by which a server says that it runs nothing now."""
+REFUSED = ("OOM", "NOREPLICAS", "TRYAGAIN", "WAITAOF")
+"""What errors begin with by which a server refuses this one call."""
 
 
 class Store:
     """Typed calls to the queue's scripts. Every method raises StoreUnavailable and ProtocolError.
 
-    `clock` replaces the server's time, in UTC ms; only tests pass one.
+    `clock` replaces the server's time, in UTC ms; only tests pass one. `quiet` leaves it to another store of the same
+    runtime to say that the server is away.
     """
 
-    def __init__(self, url: str, *, name: str, queues: int = 1, clock: Callable[[], int] | None = None) -> None:
+    def __init__(
+        self, url: str, *, name: str, queues: int = 1, clock: Callable[[], int] | None = None, quiet: bool = False
+    ) -> None:
         self._clients = Clients(url, name)
         self._clock = clock
         # Claims, settles and renewals of each queue may be under way at once, beside the ingress' reads.
         self._wire = self._clients.wire(4 * queues + 8)
-        self._receipts = self._clients.wire(2)
+        self._receipt_wires: dict[Durability, Wire] = {}
         self.redis: Redis = self._clients.make(16)
         self._bells = self._clients.wire(queues)
         self._listener: Redis = self._clients.make(1, blocking=True)
         self.in_memory = self._clients.in_memory
-        self.clock = ServerClock()
-        self.line = Line(shown(url))
+        self.clock = clock if isinstance(clock, ServerClock) else ServerClock()
+        self.line = Line(shown(url), quiet=quiet)
         self._plain = self.in_memory  # fakeredis takes no shebang line
 
     async def close(self) -> None:
@@ -95,9 +96,9 @@ class Store:
         by_queue: dict[Queue, list[NewJob]] = {}
         for job in jobs:
             by_queue.setdefault(job.queue, []).append(job)
-        # WAITAOF speaks for the writes of its own connection only: one pipeline, alone on its connection.
-        fsync = durability == "fsync"
-        wire = self._receipts if fsync else self._wire
+        # WAIT and WAITAOF speak for the writes of their own connection only: one pipeline, alone on its connection.
+        wire = self._wire if durability == "memory" else self._receipts(durability)
+        proof = proof_of(durability)
 
         def commands(quiet: set[Queue]) -> list[Command]:
             made: list[Command] = []
@@ -106,22 +107,16 @@ class Store:
                 for job in mine:
                     words += (job.id, job.envelope, str(job.priority), job.due)
                 made.append(evalsha(script, queue, words))
-            return [*made, ("WAITAOF", 1, 0, RECEIPT_MS), ("CONFIG", "GET", *FSYNC_POLICY)] if fsync else made
+            return [*made, *proof]
 
         sent = time.monotonic()
         replies = await self._carry(commands({ride.queue for ride in rides}), wire, rides) if rides else None
         if replies is None:
             replies = await self._ask(script, commands(set()), wire)
-        if fsync:
-            policy, synced = replies.pop(), replies.pop()[0]
-            if synced < 1:
-                raise StoreUnavailable(f"redis did not fsync within {RECEIPT_MS} ms; the jobs may have been taken")
-            # Whoever may configure the server can lower its policy at any time, and a failover may as well.
-            if not fsyncs(policy):
-                raise StoreUnavailable(
-                    "redis does not fsync before it answers any more (appendonly yes, appendfsync always); "
-                    "the jobs may have been taken"
-                )
+        missing = unproven(durability, replies[len(by_queue) :])
+        if missing is not None:
+            raise StoreUnavailable(f"{missing}; the jobs may have been taken")
+        del replies[len(by_queue) :]
         self.clock.hear(replies[0][0], sent)
         answers = {queue: iter(reply[1:]) for queue, reply in zip(by_queue, replies, strict=True)}
         return [next(answers[job.queue]) for job in jobs]
@@ -155,7 +150,7 @@ class Store:
                 attempt, failures, crashes = int(before) + 1, int(failed), int(crashed)
             jobs.append(Leased(job_id.decode(), token, envelope, attempt, failures, crashes))
         due_ms = int(float(next_due))
-        return Claimed(jobs, sent, max(0, due_ms - now_ms) if due_ms else None)
+        return Claimed(jobs, sent, self.clock.wait_ms(now_ms, due_ms) if due_ms else None)
 
     async def expose(self, queue: Queue, job: Leased) -> bool:
         """Count a crash of this job against it from now on; False where the lease is lost. May be repeated."""
@@ -174,10 +169,29 @@ class Store:
         answers = (await self._call("queue/settle", queue, *words))[1:]
         return [answer.decode() if isinstance(answer, bytes) else answer for answer in answers]
 
-    async def renew(self, queue: Queue, lease_ms: int, leases: Sequence[tuple[str, str]]) -> list[bool]:
-        """Move the deadlines of (id, token); False where the lease is lost. May be repeated."""
-        words = [str(lease_ms), str(len(leases)), *(word for lease in leases for word in lease)]
-        return [answer == 1 for answer in (await self._call("queue/renew", queue, *words))[1:]]
+    async def renew(self, calls: Sequence[tuple[Queue, int, Sequence[tuple[str, str]]]]) -> list[list[int]]:
+        """Move the deadlines of leases, in one round trip; per call (queue, lease ms, (id, token) of up to 1,000 jobs).
+
+        Per job 1 renewed, 2 renewed and to be cancelled, 0 lease lost. May be repeated.
+        """
+        script = scripts.load("queue/renew", plain=self._plain)
+        commands = [
+            evalsha(
+                script,
+                queue,
+                [
+                    self._clock_word(),
+                    str(lease_ms),
+                    str(len(leases)),
+                    *(word for lease in leases for word in lease),
+                ],
+            )
+            for queue, lease_ms, leases in calls
+        ]
+        sent = time.monotonic()
+        replies = await self._ask(script, commands, self._wire)
+        self.clock.hear(replies[0][0], sent)
+        return [reply[1:] for reply in replies]
 
     async def release(self, queue: Queue, leases: Sequence[tuple[str, str]]) -> list[bool]:
         """Give leased jobs back to their places; False where the lease is lost. May be repeated."""
@@ -189,21 +203,49 @@ class Store:
         _, _, promoted = await self._call("queue/promote", queue, str(limit))
         return int(promoted)
 
-    async def reap(self, queue: Queue, *, most_crashes: int, longest_ms: int, limit: int = MOST_JOBS) -> Reaped:
-        """Take expired leases away, unless the server's clock is not as expected. May be repeated."""
-        expected_ms = self.clock.expected_ms()
-        words = (str(expected_ms), str(limit), str(most_crashes), str(longest_ms))
-        now_ms, *reply = await self._call("queue/reap", queue, *words)
-        if not reply:
-            log.warning(
-                "the clock of redis is %+d ms off what was expected; no lease of %s is taken away until it holds",
-                now_ms - expected_ms,
-                queue.name,
-            )
-            return Reaped(clock_agrees=False)
-        deadline_ms = int(float(reply[0]))
-        next_ms = max(0, deadline_ms - now_ms) if deadline_ms else None
-        return Reaped(True, next_ms, int(reply[1]), int(reply[2]))
+    async def reap(
+        self,
+        queue: Queue,
+        *,
+        most_crashes: int,
+        longest_ms: int,
+        judge: bool = True,
+        runner: str = "",
+        limit: int = MOST_JOBS,
+    ) -> Reaped:
+        """Maintain a queue: put due jobs in line, take expired leases away, ring over what waits. May be repeated.
+
+        Leases are judged where `judge` says so and the server's clock is as expected; `runner` is the runtime that is
+        to be noted as alive.
+        """
+        script = scripts.load("queue/reap", plain=self._plain)
+
+        def call(expected_ms: int) -> list[Command]:
+            words = (self._clock_word(), str(expected_ms), str(limit), str(most_crashes), str(longest_ms), runner)
+            return [evalsha(script, queue, words)]
+
+        sent = time.monotonic()
+        expected_ms = self.clock.expected_ms() if judge else 0
+        # Over a new connection no lease is judged: their holders may have been cut off as well.
+        (reply,) = await self._ask(script, call(expected_ms), self._wire, again=call(0))
+        now_ms, promoted, runners, rank, outbox, *judged = reply
+        self.clock.hear(now_ms, sent)
+        about = Reaped(False, None, 0, 0, int(promoted), int(runners), None if rank < 0 else int(rank), int(outbox))
+        if not judged:
+            if judge and abs(now_ms - expected_ms) > TOLERANCE_MS:
+                log.warning(
+                    "the clock of redis is %+d ms off what was expected; no lease of %s is taken away until it holds",
+                    now_ms - expected_ms,
+                    queue.name,
+                )
+            return about
+        deadline_ms = int(float(judged[0]))
+        next_ms = self.clock.wait_ms(now_ms, deadline_ms) if deadline_ms else None
+        return replace(about, judged=True, next_ms=next_ms, jobs=int(judged[1]), dead=int(judged[2]))
+
+    async def leave(self, queue: Queue, runner: str) -> None:
+        """Note that a runtime looks after a queue no more."""
+        await self._command(lambda: self.redis.zrem(queue.keys["runners"], runner))
 
     async def trim(self, queue: Queue, *, keep_done_ms: int, keep_dead_ms: int, limit: int = MOST_JOBS) -> int:
         """Forget finished jobs that are older than their retention; how many. May be repeated."""
@@ -215,6 +257,54 @@ class Store:
         """Give dead jobs, as (id, token that settled it), a new life; False where not dead by it. May be repeated."""
         words = [str(len(jobs)), *(word for job in jobs for word in job)]
         return [answer == 1 for answer in (await self._call("queue/requeue", queue, *words))[1:]]
+
+    async def cancel(self, queue: Queue, ids: Sequence[str], channels: str) -> list[int]:
+        """Cancel jobs; per job 2 cancelled, 1 its holder is asked, 0 finished already, -1 unknown. May be repeated.
+
+        `channels` is what the name of a runtime's channel begins with.
+        """
+        return list((await self._call("queue/cancel", queue, channels, str(len(ids)), *ids))[1:])
+
+    async def progress(self, queue: Queue, notes: Sequence[tuple[str, str, bytes]]) -> list[bool]:
+        """Note (id, token, JSON) of running jobs; False where the lease is lost. May be repeated."""
+        script = scripts.load("queue/progress", plain=self._plain)
+        words: list[str | bytes] = [str(len(notes)), *(word for note in notes for word in note)]
+        (reply,) = await self._ask(script, [evalsha(script, queue, words)], self._wire)
+        return [answer == 1 for answer in reply]
+
+    async def pause(self, queue: Queue, *, paused: bool) -> bool:
+        """Let nothing be claimed from a queue, or again; False where it was so already. May be repeated."""
+        script = scripts.load("queue/pause", plain=self._plain)
+        (reply,) = await self._ask(script, [evalsha(script, queue, ("1" if paused else "0",))], self._wire)
+        return bool(reply)
+
+    async def relay(self, queue: Queue, source: str, jobs: Sequence[Emitted]) -> int:
+        """Take up to 1,000 jobs of another queue's outbox, in its order; how many are new. May be repeated."""
+        words: list[str | bytes] = [source, str(len(jobs))]
+        for job in jobs:
+            words += (job.sequence, job.envelope, str(job.priority), str(job.due))
+        return int((await self._call("queue/relay", queue, *words))[1])
+
+    async def outbox(self, queue: Queue, limit: int) -> list[Emitted]:
+        """The first jobs in a queue's outbox."""
+        entries: Any = await self._command(lambda: self.redis.xrange(queue.keys["outbox"], count=limit))
+        try:
+            return [
+                Emitted(
+                    sequence.decode(),
+                    fields[b"to"].decode(),
+                    fields[b"envelope"],
+                    int(fields[b"priority"]),
+                    int(fields[b"due"]),
+                )
+                for sequence, fields in entries
+            ]
+        except (KeyError, ValueError) as error:
+            raise ProtocolError(f"foreign data in the outbox of {queue.name}: {error!r}") from error
+
+    async def forget(self, queue: Queue, sequences: Sequence[str]) -> None:
+        """Take jobs out of a queue's outbox, once their queues have them."""
+        await self._command(lambda: self.redis.xdel(queue.keys["outbox"], *sequences))
 
     async def inspect(self, queue: Queue, ids: Sequence[str]) -> list[JobInfo | None]:
         """What is known of jobs, as one moment; None where no record is kept."""
@@ -229,6 +319,8 @@ class Store:
         (reply,) = await self._ask(script, [evalsha(script, queue, (job_id, channel))], self._wire)
         if reply == 0:
             raise NotFound(queue.name, job_id)
+        if reply == -1:
+            raise StoreUnavailable(f"too many runtimes wait for {queue.name} {job_id}; ask again")
         return None if reply == 1 else parse_result(reply)
 
     # ---- plain reads and small writes
@@ -260,14 +352,37 @@ class Store:
 
         async def send() -> list[Any]:
             pipeline = self.redis.pipeline(transaction=False)
-            for part in ("scheduled", "ready", "running", "done", "dead", "open"):
-                pipeline.zcard(queue.keys[part])
-            pipeline.zrange(queue.keys["open"], 0, 0, withscores=True)
+            _ask_sizes(pipeline, queue)
             replies: list[Any] = await pipeline.execute()
             return replies
 
-        scheduled, ready, running, done, dead, unfinished, oldest = await self._command(send)
-        return Sizes(scheduled, ready, running, done, dead, unfinished, int(oldest[0][1]) if oldest else None)
+        return _sizes(await self._command(send))
+
+    async def overview(self, queue: Queue) -> Overview:
+        """How full a queue is, what it has done, who looks after it; as one moment."""
+
+        async def send() -> list[Any]:
+            pipeline = self.redis.pipeline(transaction=True)
+            _ask_sizes(pipeline, queue)
+            pipeline.time()
+            pipeline.hgetall(queue.keys["totals"])
+            pipeline.hget(queue.keys["config"], "paused")
+            pipeline.zrange(queue.keys["runners"], 0, -1, withscores=True)
+            pipeline.xlen(queue.keys["outbox"])
+            replies: list[Any] = await pipeline.execute()
+            return replies
+
+        *sizes, (seconds, micros), counted, paused, noted, outbox = await self._command(send)
+        now_ms = int(seconds) * 1000 + int(micros) // 1000
+        living_since = now_ms - RUNNER_MS - 1000 * len(noted)
+        return Overview(
+            now_ms,
+            _sizes(sizes),
+            {name.decode(): int(value) for name, value in counted.items()},
+            paused == b"1",
+            sum(at_ms > living_since for _, at_ms in noted),
+            outbox,
+        )
 
     async def wait_bell(self, queue: Queue, seconds: float) -> bool:
         """Block until the queue's bell rings (True) or the time is over (False).
@@ -281,12 +396,35 @@ class Store:
             raise self._mapped(reply, "BLPOP")
         return reply is not None
 
+    async def begin(self, queues: Sequence[Queue]) -> None:
+        """Load every script and hear the server's clock. Raises ConfigError where this user may not run them.
+
+        A call without jobs is refused by its script before it does anything, so it shows what the server's ACL says.
+        """
+        names = [path.stem for path in sorted((scripts.script_root() / "queue").glob("*.lua"))]
+        loaded = [scripts.load(f"queue/{name}", plain=self._plain) for name in names]
+        loaded.append(scripts.load("timeline/page", plain=self._plain))
+        for script in loaded:
+            await self._command(partial(self.redis.script_load, script.source))
+        uptime = 0 if self.in_memory else (await self._command(lambda: self.redis.info("server")))["uptime_in_seconds"]
+        seconds, micros = await self._command(self.redis.time)
+        self.clock.hear(int(seconds) * 1000 + int(micros) // 1000)
+        # Leases may be judged at once where their holders have had the time to renew them since the server came up.
+        self.line.connected_at = time.monotonic() - float(uptime)
+        submit = scripts.load("queue/submit", plain=self._plain)
+        for queue in queues:
+            (refused,) = await self._command(partial(self._wire.ask, [evalsha(submit, queue, ("0", "0", "0"))]))
+            if isinstance(refused, driver.NoPermissionError):
+                raise self._mapped(refused, "queue/submit")
+
     async def ping(self) -> None:
         """Raise StoreUnavailable unless the server answers."""
         await self._command(lambda: self.redis.execute_command("PING"))
 
     async def memory_share(self) -> float:
         """used_memory as a share of maxmemory; 0 where no maxmemory is set."""
+        if self.in_memory:
+            return 0.0
         memory = await self._command(lambda: self.redis.info("memory"))
         return float(memory["used_memory"]) / memory["maxmemory"] if memory.get("maxmemory") else 0.0
 
@@ -302,6 +440,22 @@ class Store:
             raise self.lost(error) from error
         return fsyncs(policy)
 
+    async def replicas(self) -> int:
+        """How many replicas follow the server."""
+        about = await self._command(lambda: self.redis.info("replication"))
+        return int(about.get("connected_slaves", 0)) if about.get("role") == "master" else 0
+
+    async def totals(self, queue: Queue) -> dict[str, int]:
+        """The queue's counters, which only grow."""
+        counted: Any = await self._command(lambda: self.redis.hgetall(queue.keys["totals"]))
+        return {name.decode(): int(value) for name, value in counted.items()}
+
+    async def run_script(self, script: Script, keys: Sequence[str], words: Sequence[str | bytes]) -> Any:
+        """Run a user's script. It is repeated after a lost answer only where its header says that this is harmless."""
+        call: Command = ("EVALSHA", script.sha, len(keys), *keys, *words)
+        (reply,) = await self._ask(script, [call], self._wire)
+        return reply
+
     def pubsub(self) -> PubSub:
         """A subscription on a connection of its own."""
         return self._listener.pubsub(ignore_subscribe_messages=False)
@@ -315,6 +469,13 @@ class Store:
         (reply,) = await self._ask(script, [evalsha(script, queue, (self._clock_word(), *words))], self._wire)
         self.clock.hear(reply[0], sent)
         return reply
+
+    def _receipts(self, durability: Durability) -> Wire:
+        """Connections of its own for each durability: one that waits for replicas holds up no other."""
+        wire = self._receipt_wires.get(durability)
+        if wire is None:
+            wire = self._receipt_wires[durability] = self._clients.wire(2)
+        return wire
 
     def _clock_word(self) -> str:
         return "0" if self._clock is None else str(self._clock())
@@ -342,14 +503,19 @@ class Store:
                 return None
             if isinstance(reply, Exception):
                 raise self._mapped(reply, "queue/submit") from reply
-        self.line.up()
+        self.line.served(sent)
         return replies
 
-    async def _ask(self, script: Script, commands: list[Command], wire: Wire) -> list[Any]:
-        """Send a script's calls; load it where the server does not know it; repeat once where the line broke."""
+    async def _ask(
+        self, script: Script, commands: list[Command], wire: Wire, *, again: list[Command] | None = None
+    ) -> list[Any]:
+        """Send a script's calls; load it where the server does not know it.
+
+        Where the line broke, they are sent once more, or what `again` has in their place.
+        """
 
         async def send() -> list[Any]:
-            replies = await wire.ask(commands)
+            replies = await wire.ask(again if repeated and again is not None else commands)
             for reply in replies:
                 if isinstance(reply, Exception):
                     raise reply
@@ -357,6 +523,7 @@ class Store:
 
         loaded = repeated = False
         while True:
+            sent = time.monotonic()
             try:
                 replies = await send()
             except driver.NoScriptError as error:
@@ -373,25 +540,27 @@ class Store:
             except (driver.RedisError, OSError) as error:
                 raise self._mapped(error, script.name) from error
             else:
-                self.line.up()
+                self.line.served(sent)
                 return replies
 
     async def _command(self, send: Callable[[], Awaitable[T]]) -> T:
+        sent = time.monotonic()
         try:
             reply = await send()
         except (driver.RedisError, OSError, TimeoutError) as error:
             raise self._mapped(error, "a command") from error
-        self.line.up()
+        self.line.up(sent)
         return reply
 
     def _mapped(self, error: BaseException, what: str) -> Exception:
         if isinstance(error, driver.ResponseError):
             code = str(error).partition(" ")[0]
-            if code in AWAY or isinstance(
-                error, (driver.OutOfMemoryError, driver.ReadOnlyError, driver.ClusterDownError)
-            ):
+            if code in NOT_SERVING or isinstance(error, (driver.ReadOnlyError, driver.ClusterDownError)):
+                self.line.refused(error)
                 return StoreUnavailable(f"redis cannot serve now: {error}")
-            if isinstance(error, driver.NoPermissionError):
+            if code in REFUSED or isinstance(error, driver.OutOfMemoryError):
+                return StoreUnavailable(f"redis cannot serve now: {error}")
+            if isinstance(error, driver.NoPermissionError) or "ACL failure in script" in str(error):
                 return ConfigError(f"redis refuses {what} to this user: {error}")
             return ProtocolError(f"{what} failed in redis: {error}")
         return self.lost(error)
@@ -401,6 +570,35 @@ class Store:
         reason = str(error) or f"no answer within {ROUND_TRIP_SECONDS:g} s"
         self.line.down(error if str(error) else TimeoutError(reason))
         return StoreUnavailable(f"redis is away: {reason}")
+
+
+def replicas_of(durability: Durability) -> int:
+    """How many replicas "replicated:N" asks for; 0 for the others."""
+    return int(durability.removeprefix("replicated:")) if durability.startswith("replicated:") else 0
+
+
+def proof_of(durability: Durability) -> list[Command]:
+    """What is asked behind a submit, in the same pipeline, before its receipt is given."""
+    if durability == "memory":
+        return []
+    if durability == "fsync":
+        return [("WAITAOF", 1, 0, RECEIPT_MS), ("CONFIG", "GET", *FSYNC_POLICY)]
+    return [("WAIT", replicas_of(durability), RECEIPT_MS)]
+
+
+def unproven(durability: Durability, answers: list[Any]) -> str | None:
+    """Why these answers to `proof_of` allow no receipt; None where they do."""
+    if durability == "memory":
+        return None
+    if durability == "fsync":
+        synced, policy = answers
+        if synced[0] < 1:
+            return f"redis did not fsync within {RECEIPT_MS} ms"
+        # Whoever may configure the server can lower its policy at any time, and a failover may as well.
+        return None if fsyncs(policy) else f"redis does not fsync before it answers any more ({FSYNC_NEEDS})"
+    (reached,) = answers
+    asked = replicas_of(durability)
+    return None if reached >= asked else f"{reached} of {asked} replicas had it within {RECEIPT_MS} ms"
 
 
 def fsyncs(policy: list[bytes]) -> bool:
@@ -420,8 +618,19 @@ def parse_result(line: bytes) -> tuple[State, bytes]:
     return State(head.partition(b":")[0].decode()), result
 
 
+def _ask_sizes(pipeline: Pipeline, queue: Queue) -> None:
+    for part in ("scheduled", "ready", "running", "done", "dead", "open"):
+        pipeline.zcard(queue.keys[part])
+    pipeline.zrange(queue.keys["open"], 0, 0, withscores=True)
+
+
+def _sizes(replies: Sequence[Any]) -> Sizes:
+    scheduled, ready, running, done, dead, unfinished, oldest = replies
+    return Sizes(scheduled, ready, running, done, dead, unfinished, int(oldest[0][1]) if oldest else None)
+
+
 def _job_info(job_id: str, reply: list[Any]) -> JobInfo:
-    state, score, submitted, started, row, line, envelope = reply
+    state, score, submitted, started, row, line, envelope, history, progress = reply
     result = None
     if line is not None:
         head, _, result = line.partition(b"\n")
@@ -436,11 +645,13 @@ def _job_info(job_id: str, reply: list[Any]) -> JobInfo:
         state=State(state.decode()),
         at_ms=at_ms % 2**42,  # a ready score is priority * 2**42 + time
         submitted_ms=int(float(submitted or 0)),
-        started_ms=int(float(started)) if started else None,
+        started_ms=int(float(started or 0)) or None,
         attempt=int(attempt),
         failures=int(failures),
         crashes=int(crashes) % 1000,  # more while it waits for its last chance
         token=token.decode(),
         payload=(envelope or b"").partition(b"\n")[2],
         result=result,
+        history=tuple(codec.decode_failure(failure) for failure in (history or b"").splitlines()),
+        progress=progress,
     )

@@ -34,8 +34,7 @@ class RuntimeApi(Protocol):
     @property
     def services(self) -> dict[str, Service]: ...
 
-    @property
-    def memory_share(self) -> float: ...
+    async def memory_share(self) -> float: ...
 
     async def ready(self) -> str | None: ...
 
@@ -119,8 +118,10 @@ class Submission:
                 f"send application/json, not {request.headers.get('Content-Type', 'a body without a type')}",
             )
         runtime = self._runtime
-        if runtime.memory_share > self._watermark:
-            raise Problem(503, f"redis is {runtime.memory_share:.0%} full; nothing new is taken for now")
+        memory_share = await runtime.memory_share()
+        if memory_share > self._watermark:
+            # A limit that was lowered below what is in use would read as thousands of percent.
+            raise Problem(503, f"redis is {min(memory_share, 1.0):.0%} full; nothing new is taken for now")
         key = request.headers.get("Idempotency-Key")
         wait = WAIT.search(",".join(request.headers.getall("Prefer", ())))
         handle = await runtime.submit_json(

@@ -26,9 +26,12 @@ TITLES = {
     405: "Method not allowed",
     409: "Conflict",
     413: "Body too large",
+    414: "URI too long",
     415: "Unsupported media type",
+    417: "Expectation failed",
     422: "Unprocessable content",
     429: "Too many requests",
+    431: "Header too large",
     500: "Internal error",
     503: "Service unavailable",
 }
@@ -93,10 +96,14 @@ def problem_of(error: Exception) -> Problem:
         case web.HTTPRequestEntityTooLarge():
             return Problem(413, "the body is larger than this server takes")
         case web.RequestPayloadError():
-            return Problem(400, "the body cannot be read as its Content-Encoding says")
+            return Problem(400, "the body cannot be read as its Content-Encoding or Transfer-Encoding says")
         case web.HTTPException():
             headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
-            details = {404: "there is nothing at this path", 405: f"use {headers.get('Allow')} here"}
+            details = {
+                404: "there is nothing at this path",
+                405: f"use {headers.get('Allow')} here",
+                417: "the only Expect that this server knows is 100-continue",
+            }
             return Problem(error.status, details.get(error.status, error.reason), headers=headers)
         case AioflowError():
             log.error("a route failed: %s", error, exc_info=error)

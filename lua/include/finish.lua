@@ -2,6 +2,12 @@
 local ended, result_rows, ends = {}, {}, {done = {}, dead = {}}
 local ended_count = 0
 local end_time = whole(now_ms)
+local CANCELLED = '{"error": "JobCancelled", "message": "cancelled on request"}'
+
+-- Per id, whether it is to be cancelled.
+local function cancel_wishes(ids)
+  return #ids > 0 and redis.call('ZCARD', cancels) > 0 and redis.call('ZMSCORE', cancels, unpack(ids)) or {}
+end
 
 local function finish(id, kind, row, submitted, started, result)
   ended_count = ended_count + 1
@@ -20,7 +26,7 @@ local function tell_waiters()
   end
   for index, channels in ipairs(redis.call('HMGET', waiters, unpack(ended))) do
     for channel in string.gmatch(channels or '', '%S+') do
-      redis.call('PUBLISH', channel, waiters .. '\n' .. ended[index] .. '\n' .. result_rows[2 * index])
+      redis.call('PUBLISH', channel, 'result\n' .. waiters .. '\n' .. ended[index] .. '\n' .. result_rows[2 * index])
     end
   end
   redis.call('HDEL', waiters, unpack(ended))
@@ -42,4 +48,7 @@ local function write_finished()
   redis.call('ZREM', started, unpack(ended))
   redis.call('ZREM', open, unpack(ended))
   redis.call('HDEL', claims, unpack(ended))
+  if redis.call('ZCARD', cancels) > 0 then
+    redis.call('ZREM', cancels, unpack(ended))
+  end
 end

@@ -2,7 +2,7 @@
 -- await: asks to be told of a job's finish on a channel, or answers at once with the results row where it has finished.
 -- KEYS: jobs hash, results hash, waiters hash
 -- ARGV: id, channel (of the runtime that waits)
--- Returns: results row | 1 registered | 0 no such job
+-- Returns: results row | 1 registered | 0 no such job | -1 as many channels as may wait do already
 -- Guards: I8
 -- Repeat: same answer
 -- Cost: O(1)
@@ -19,9 +19,12 @@ if redis.call('HEXISTS', jobs, id) == 0 then
 end
 local channels = {channel}
 for known in string.gmatch(redis.call('HGET', waiters, id) or '', '%S+') do
-  if known ~= channel and #channels < MOST_CHANNELS then
+  if known ~= channel then
     table.insert(channels, known)
   end
+end
+if #channels > MOST_CHANNELS then
+  return -1
 end
 redis.call('HSET', waiters, id, table.concat(channels, ' '))
 return 1

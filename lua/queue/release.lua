@@ -1,12 +1,12 @@
 #!lua flags=allow-oom
--- release: gives leased jobs back to the places they had; it counts neither as a failure nor as a crash.
--- KEYS: ready zset, running zset, started zset, claims hash, config hash, totals hash, bell list
+-- release: gives leased jobs back to the places they had, uncounted; those to be cancelled are dead.
+-- KEYS: ready zset, running zset, started zset, open zset, done zset, dead zset, claims hash, results hash, waiters hash, cancels zset, config hash, totals hash, bell list
 -- ARGV: clock_ms (ms, 0: server time), count (jobs, at most 1000); then per job: id, token
 -- Returns: {now ms, per job: 1 released | 0 lease lost}
 -- Guards: I1 I2 I3 I4 I8 I10
 -- Repeat: same answer, until the job is claimed again
 -- Cost: O(log n) per job
-local ready, running, started, claims, config, totals, bell = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
+local ready, running, started, open, done, dead, claims, results, waiters, cancels, config, totals, bell = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12], KEYS[13]
 local clock_ms, count = ARGV[1], tonumber(ARGV[2])
 local FIRST = 3
 
@@ -17,6 +17,7 @@ end
 --@include number
 --@include bell
 --@include row
+--@include finish
 
 local ids, answers, released, places, rows, handled = {}, {now_ms}, {}, {}, {}, {}
 for index = 1, count do
@@ -25,22 +26,35 @@ end
 redis.call('ZCARD', ready)
 redis.call('ZCARD', running)
 redis.call('ZCARD', started)
+redis.call('ZCARD', done)
+redis.call('ZCARD', dead)
+redis.call('HLEN', waiters)
 redis.call('HLEN', totals)
 redis.call('LLEN', bell)
+local wishes = cancel_wishes(ids)
+local lines = redis.call('HMGET', results, unpack(ids))
+local submitted = redis.call('ZMSCORE', open, unpack(ids))
+local starts = redis.call('ZMSCORE', started, unpack(ids))
 local paused = redis.call('HGET', config, 'paused') == '1'
 for index, row in ipairs(redis.call('HMGET', claims, unpack(ids))) do
   local id, token = ids[index], ARGV[FIRST + 2 * index - 1]
-  if row and string.sub(row, 1, #token + 9) == 'release/' .. token .. ':' or handled[id] == token then
+  local again = 'release/' .. token .. ':'
+  local ended_so = lines[index] and string.sub(lines[index], 1, #again + 5) == 'dead:' .. again
+  if row and string.sub(row, 1, #again) == again or ended_so or handled[id] == token then
     table.insert(answers, 1)
   elseif row and string.sub(row, 1, #token + 1) == token .. ':' then
     local _, attempt, failures, crashes, place = parse_row(row, id)
     handled[id] = token
     table.insert(answers, 1)
-    table.insert(released, id)
-    table.insert(places, whole(place))
-    table.insert(places, id)
-    table.insert(rows, id)
-    table.insert(rows, make_row('release/' .. token, attempt, failures, crashes % WAITING, place))
+    if wishes[index] then
+      finish(id, 'dead', 'release/' .. row, submitted[index], starts[index], CANCELLED)
+    else
+      table.insert(released, id)
+      table.insert(places, whole(place))
+      table.insert(places, id)
+      table.insert(rows, id)
+      table.insert(rows, make_row('release/' .. token, attempt, failures, crashes % WAITING, place))
+    end
   else
     table.insert(answers, 0)
   end
@@ -55,4 +69,6 @@ if #released > 0 then
     ring()
   end
 end
+write_finished()
+tell_waiters()
 return answers

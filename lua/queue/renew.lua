@@ -1,12 +1,12 @@
 #!lua flags=allow-oom
 -- renew: moves the deadlines of live leases; a stale token moves nothing.
--- KEYS: running zset, claims hash
+-- KEYS: running zset, claims hash, cancels zset
 -- ARGV: clock_ms (ms, 0: server time), lease_ms (ms), count (jobs, at most 1000); then per job: id, token
--- Returns: {now ms, per job: 1 renewed | 0 lease lost}
+-- Returns: {now ms, per job: 1 renewed | 2 renewed, and to be cancelled | 0 lease lost}
 -- Guards: I2 I3 I8 I9
 -- Repeat: same answer
 -- Cost: O(log n) per job
-local running, claims = KEYS[1], KEYS[2]
+local running, claims, cancels = KEYS[1], KEYS[2], KEYS[3]
 local clock_ms, lease_ms, count = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local FIRST = 4
 
@@ -20,12 +20,13 @@ for index = 1, count do
   ids[index] = ARGV[FIRST + 2 * (index - 1)]
 end
 redis.call('ZCARD', running)
+local wishes = redis.call('ZCARD', cancels) > 0 and redis.call('ZMSCORE', cancels, unpack(ids)) or {}
 for index, row in ipairs(redis.call('HMGET', claims, unpack(ids))) do
   local token = ARGV[FIRST + 2 * index - 1]
   if row and string.sub(row, 1, #token + 1) == token .. ':' then
     table.insert(deadlines, now_ms + lease_ms)
     table.insert(deadlines, ids[index])
-    table.insert(answers, 1)
+    table.insert(answers, wishes[index] and 2 or 1)
   else
     table.insert(answers, 0)
   end

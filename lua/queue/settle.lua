@@ -1,12 +1,12 @@
 #!lua flags=allow-oom
 -- settle: ends attempts: state, result and effects land together, job by job, or the job changes nothing.
--- KEYS: running zset, started zset, scheduled zset, open zset, done zset, dead zset, claims hash, results hash, waiters hash, totals hash, config hash, bell list
--- ARGV: clock_ms (ms, 0: server time), count (jobs, at most 1000); then per job: id, token, kind (done | retry | dead), delay_ms (ms, for retry), failed (1: counts as a failure), result (JSON), effects (how many); then per effect: op, name (below :d:), words (how many), words
+-- KEYS: running zset, started zset, scheduled zset, open zset, done zset, dead zset, claims hash, results hash, waiters hash, cancels zset, history hash, totals hash, config hash, bell list, outbox stream
+-- ARGV: clock_ms (ms, 0: server time), count (jobs, at most 1000); then per job: id, token, kind (done | retry | dead), delay_ms (ms, for retry), failed (1: counts as a failure), result (JSON; of a failed attempt: the failure), effects (how many); then per effect: op, name (below :d:, or a task), words (how many), words
 -- Returns: {now ms, per job: 1 settled | 0 lease lost | text: dead instead, because of this effect}
 -- Guards: I1 I2 I3 I5 I8 I9 I10
 -- Repeat: same answer
 -- Cost: O(log n) per job and effect
-local running, started, scheduled, open, done, dead, claims, results, waiters, totals, config, bell = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12]
+local running, started, scheduled, open, done, dead, claims, results, waiters, cancels, history, totals, config, bell, outbox = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12], KEYS[13], KEYS[14], KEYS[15]
 local clock_ms, count = ARGV[1], tonumber(ARGV[2])
 local MOST_EFFECTS = 1000
 
@@ -18,6 +18,7 @@ end
 --@include bell
 --@include row
 --@include finish
+--@include history
 --@include effects
 
 -- Read the arguments as a whole before anything is written: where each job's begin, and its effects, if it has any.
@@ -42,7 +43,7 @@ for index = 1, count do
     effects[index] = {}
   end
   for number = 1, effect_count do
-    local effect = {op = ARGV[at], key = data_prefix .. (ARGV[at + 1] or '')}
+    local effect = {op = ARGV[at], name = ARGV[at + 1] or ''}
     local words = tonumber(ARGV[at + 2] or '')
     for word = 1, math.min(words or 0, #ARGV - at - 2) do
       effect[word] = ARGV[at + 2 + word]
@@ -59,6 +60,8 @@ local rows = redis.call('HMGET', claims, unpack(ids))
 local settled = redis.call('HMGET', results, unpack(ids))
 local submitted = redis.call('ZMSCORE', open, unpack(ids))
 local starts = redis.call('ZMSCORE', started, unpack(ids))
+local wishes = cancel_wishes(ids)
+local histories = redis.call('HLEN', history) > 0 and redis.call('HMGET', history, unpack(ids)) or {}
 local first_due = tonumber(redis.call('ZRANGE', scheduled, 0, 0, 'WITHSCORES')[2]) or math.huge
 local paused = redis.call('HGET', config, 'paused') == '1'
 redis.call('ZCARD', running)
@@ -67,6 +70,7 @@ redis.call('ZCARD', dead)
 redis.call('HLEN', waiters)
 redis.call('HLEN', totals)
 redis.call('LLEN', bell)
+redis.call('XLEN', outbox)
 
 -- Which jobs their callers still hold, decided and checked for all of them before the first write.
 local held, prefix, prefixed = {}, nil, nil
@@ -88,7 +92,7 @@ local function answer_again(kind, token, row, line)
   end
   local settled_kind, settled_by = string.match(line, '^(%a+):([^:]+):')
   if settled_by ~= token then
-    return 0
+    return kind == 'retry' and settled_by == 'retry/' .. token and 1 or 0
   end
   local _, failure = pcall(cjson.decode, settled_kind == 'dead' and string.match(line, '\n(.*)') or 'null')
   if type(failure) == 'table' and failure.error == 'BadEffect' then
@@ -97,7 +101,7 @@ local function answer_again(kind, token, row, line)
   return settled_kind == kind and 1 or 0
 end
 
-local answers, retried, handled = {now_ms}, {}, {}
+local answers, retried, failures_of, handled = {now_ms}, {}, {}, {}
 local sooner = false
 for index, id in ipairs(ids) do
   local begin, row = begins[index], rows[index]
@@ -118,7 +122,9 @@ for index, id in ipairs(ids) do
       if effects[index] then
         apply_effects(effects[index])
       end
-      if kind == 'retry' then
+      if kind == 'retry' and wishes[index] then
+        finish(id, 'dead', 'retry/' .. row, submitted[index], starts[index], CANCELLED)
+      elseif kind == 'retry' then
         local _, attempt, failures, crashes, place = parse_row(row, id)
         local due_ms = now_ms + delay_ms
         place = math.floor(place / PRIORITY_STEP) * PRIORITY_STEP + due_ms
@@ -126,14 +132,25 @@ for index, id in ipairs(ids) do
         redis.call('HSET', claims, id, new_row)
         redis.call('ZADD', scheduled, due_ms, id)
         table.insert(retried, id)
+        if failed == '1' then
+          table.insert(failures_of, id)
+          table.insert(failures_of, longer_history(histories[index], result))
+        end
         sooner = sooner or due_ms < first_due
       else
+        if failed == '1' then
+          local _, attempt, failures, crashes, place = parse_row(row, id)
+          row = make_row(token, attempt, failures + 1, crashes, place)
+        end
         finish(id, kind, row, submitted[index], starts[index], result)
       end
     end
   end
 end
 write_finished()
+if #failures_of > 0 then
+  redis.call('HSET', history, unpack(failures_of))
+end
 if #retried > 0 then
   redis.call('ZREM', running, unpack(retried))
   redis.call('ZREM', started, unpack(retried))

@@ -14,9 +14,9 @@ import orjson
 from aiohttp import web
 from redis.exceptions import RedisError
 
-from aioflow import Job, JobInfo, Page, Problem, Retry, Runtime, Service, State, StoreUnavailable
-from services.payments.gateways import Gateway, HttpGateway, SimulatedGateway
-from services.payments.models import GatewayError, Outcome, Payment, Receipt
+from aioflow import Discard, Job, JobInfo, Page, Problem, Retry, Runtime, Service, State, StoreUnavailable
+from services.payments.gateways import CheckedGateway, Gateway, HttpGateway, SimulatedGateway
+from services.payments.models import GatewayError, Outcome, Payment, PaymentRefused, Receipt
 from services.payments.settings import load_settings
 
 LARGEST_PAGE = 1000
@@ -42,7 +42,9 @@ async def lifespan(runtime: Runtime) -> AsyncIterator[Gateway]:
         return
     # The task's concurrency bounds the calls; a call that waits for a connection would use up its time to answer.
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-        yield HttpGateway(session, str(settings.gateway_url), timeout=settings.gateway_timeout)
+        gateway = HttpGateway(session, str(settings.gateway_url), timeout=settings.gateway_timeout)
+        records = {Outcome(outcome): runtime.key(service, record) for outcome, (_, record) in DECIDED.items()}
+        yield CheckedGateway(gateway, runtime.redis, records)
 
 
 service = Service("payments", lifespan=lifespan)
@@ -70,8 +72,12 @@ async def charge(payment: Payment, job: Job) -> Receipt:
     """Ask the gateway and index the outcome; all of it lands with the acknowledgement or not at all."""
     gateway: Gateway = job.resources
     job.commit.record(api_errors, job.id, on_failure=True)
-    decision = await gateway.charge(payment, idempotency_key=job.id)
-    receipt = Receipt(tracking_id=job.id, txn_id=decision.txn_id, outcome=decision.outcome, **payment.model_dump())
+    try:
+        decision = await gateway.charge(payment, idempotency_key=job.id)
+    except PaymentRefused as refusal:
+        job.commit.record(api_errors, job.id)
+        raise Discard(str(refusal)) from refusal
+    receipt = decision.receipt(payment, job.id)
     if decision.outcome is Outcome.SUCCESS:
         record, txns, made_by, received_by = TXNS, successful_txns, payments_made_by, payments_received_by
     else:
@@ -92,13 +98,14 @@ service.post("/payments", submits=charge, location="/payments/{id}")
 async def overdue(request: web.Request, runtime: Runtime) -> dict[str, Any]:
     """Payments that have been queued or running for longer than `older_than` seconds, oldest first."""
     older_than = _number(request, "older_than", 60.0)
-    limit, cursor = _paging(request)
-    until_ms = _now_ms() - int(older_than * 1000)
-    listed = await _listed(runtime.jobs_page(charge, "open", until_ms=max(0, until_ms), limit=limit, cursor=cursor))
+    (since_ms, until_ms), (limit, cursor) = _range(request), _paging(request)
+    until_ms = max(0, min(until_ms, runtime.now_ms() - int(older_than * 1000)))
+    window: dict[str, Any] = {"since_ms": since_ms, "until_ms": until_ms}
+    listed = await _listed(runtime.jobs_page(charge, "open", **window, limit=limit, cursor=cursor))
     infos = await runtime.inspect_many(charge, [job_id for job_id, _ in listed.entries])
     return {
         "payments": [_of_job(info) for info in infos if info is not None],
-        "count": await runtime.jobs_count(charge, "open", until_ms=max(0, until_ms)),
+        "count": await runtime.jobs_count(charge, "open", **window),
         "cursor": listed.cursor,
     }
 
@@ -163,6 +170,8 @@ async def received(request: web.Request, runtime: Runtime) -> dict[str, Any]:
 DECIDED = {"success": (successful_txns, TXNS), "insufficient_funds": (insufficient_txns, INSUFFICIENT_TXNS)}
 ENGINE_SETS: dict[str, Any] = {"open": "open", "running": "started", "dead": "dead"}
 STATUSES = (*DECIDED, "api_error", *ENGINE_SETS)
+SHOWN_OF_FAILURE = ("error", "message", "attempt")
+"""A traceback and the name of a worker are for the log, not for clients."""
 
 
 async def _of_party(request: web.Request, runtime: Runtime, timelines: dict[str, Any]) -> dict[str, Any]:
@@ -206,18 +215,27 @@ async def _listed(reading: Any) -> Page:
 def _of_job(info: JobInfo) -> dict[str, Any]:
     """A payment as its job tells it; `status` is its outcome once it has one."""
     status: str = {State.SCHEDULED: "queued", State.READY: "queued"}.get(info.state, info.state.value)
-    shown: dict[str, Any] = {"tracking_id": info.id, "payment": orjson.loads(info.payload)}
+    shown: dict[str, Any] = {"tracking_id": info.id, "payment": _payment(info.payload)}
     if info.state is State.DONE and info.result is not None:
         shown["receipt"] = orjson.loads(info.result)
         status = shown["receipt"]["outcome"]
     elif info.state is State.DEAD and info.result is not None:
-        shown["failure"] = orjson.loads(info.result)
+        failure = orjson.loads(info.result)
+        shown["failure"] = {name: failure[name] for name in SHOWN_OF_FAILURE if name in failure}
     shown |= {"status": status, "attempt": info.attempt, "submitted_at": _shown(info.submitted_ms)}
     if info.state in (State.DONE, State.DEAD):
         shown["finished_at"] = _shown(info.at_ms)
     elif info.state is State.SCHEDULED:
         shown["due_at"] = _shown(info.at_ms)
     return shown
+
+
+def _payment(payload: bytes) -> Any:
+    """None where the record is gone, or holds no JSON: whoever wrote it did not come through this API."""
+    try:
+        return orjson.loads(payload)
+    except orjson.JSONDecodeError:
+        return None
 
 
 def _status(request: web.Request, default: str | None = None, allowed: tuple[str, ...] = STATUSES) -> str:
@@ -274,10 +292,6 @@ def _number(request: web.Request, name: str, default: float) -> float:
 
 def _wrong(name: str, message: str) -> Problem:
     return Problem(422, f"{name}: {message}", errors=[(name, message)])
-
-
-def _now_ms() -> int:
-    return int(datetime.now(UTC).timestamp() * 1000)
 
 
 def _shown(at_ms: int) -> str:

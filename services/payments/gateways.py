@@ -1,22 +1,23 @@
 """Who decides a payment: a simulated gateway for tries and tests, and one behind HTTP.
 
 A gateway is asked with an idempotency key, because an attempt may be repeated: a worker can die between the answer
-and its commit. The same key gets the first decision again, never a second charge.
+and its commit. The same key gets the first decision again, never a second charge; another payment under a key that was
+decided is refused, and never gets the decision of the first.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Mapping
 from typing import Annotated, Protocol
 
 import aiohttp
-import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from services.payments.models import GatewayError, Outcome, Payment
+from services.payments.models import GatewayError, Outcome, Payment, PaymentRefused, Receipt
 
 
 class Decision(BaseModel):
@@ -27,9 +28,19 @@ class Decision(BaseModel):
     txn_id: Annotated[str, Field(min_length=1, max_length=200)]
     outcome: Outcome
 
+    def receipt(self, payment: Payment, tracking_id: str) -> Receipt:
+        """The record of the payment that was decided so."""
+        return Receipt(tracking_id=tracking_id, txn_id=self.txn_id, outcome=self.outcome, **payment.model_dump())
+
+
+class LedgerEntry(Decision):
+    """What the simulated gateway keeps under an idempotency key."""
+
+    payment: Payment
+
 
 class Gateway(Protocol):
-    """Asks for a payment. Raises GatewayError where no decision was had."""
+    """Asks for a payment. Raises GatewayError where no decision was had, PaymentRefused where none will be."""
 
     async def charge(self, payment: Payment, *, idempotency_key: str) -> Decision: ...
 
@@ -37,8 +48,8 @@ class Gateway(Protocol):
 class SimulatedGateway:
     """Decides by a seed, after a latency, and keeps its ledger of decisions in a Redis hash.
 
-    Rates are shares of all payments; the rest succeeds. Whether the gateway fails is drawn per call, what it decides
-    per idempotency key. `latency` is in seconds.
+    Rates are shares of all payments; the rest succeeds. Whether the gateway fails is drawn per call, and counts only
+    while nothing is decided; what it decides is drawn per idempotency key. `latency` is in seconds.
     """
 
     def __init__(
@@ -62,22 +73,34 @@ class SimulatedGateway:
     async def charge(self, payment: Payment, *, idempotency_key: str) -> Decision:
         """Decide, or find the earlier decision under this key."""
         self._calls += 1
-        await asyncio.sleep(self._latency * 2 * self._draw("latency", idempotency_key, str(self._calls)))
-        if self._draw("error", idempotency_key, str(self._calls)) < self._error_rate:
-            raise GatewayError("the simulated gateway is down")
-        declined = self._draw("decision", idempotency_key) < self._insufficient_rate
-        decision = Decision(
-            txn_id="txn_" + hashlib.blake2b(idempotency_key.encode(), digest_size=12).hexdigest(),
-            outcome=Outcome.INSUFFICIENT_FUNDS if declined else Outcome.SUCCESS,
-        )
-        entry = orjson.dumps({**decision.model_dump(mode="json"), "payment": payment.model_dump()})
+        call = str(self._calls)
+        await asyncio.sleep(self._latency * 2 * self._draw("latency", idempotency_key, call))
+        fails = self._draw("error", idempotency_key, call) < self._error_rate
         try:
-            if not await self._redis.hsetnx(self._ledger_key, idempotency_key, entry):
-                first = await self._redis.hget(self._ledger_key, idempotency_key)
-                return Decision.model_validate_json(first or entry)
+            # A call that fails only looks, so it writes nothing; one that does not looks and writes in one step.
+            entry = await (self._find(idempotency_key) if fails else self._decide(payment, idempotency_key))
         except (RedisError, OSError) as error:
             raise GatewayError(f"the simulated gateway cannot reach its ledger: {error}") from error
-        return decision
+        if entry is None:
+            raise GatewayError("the simulated gateway is down")
+        if entry.payment != payment:
+            raise PaymentRefused("the gateway decided another payment under this key; pay under a new Idempotency-Key")
+        return Decision(txn_id=entry.txn_id, outcome=entry.outcome)
+
+    async def _find(self, key: str) -> LedgerEntry | None:
+        found = await self._redis.hget(self._ledger_key, key)
+        return None if found is None else LedgerEntry.model_validate_json(found)
+
+    async def _decide(self, payment: Payment, key: str) -> LedgerEntry:
+        declined = self._draw("decision", key) < self._insufficient_rate
+        entry = LedgerEntry(
+            txn_id="txn_" + hashlib.blake2b(key.encode(), digest_size=12).hexdigest(),
+            outcome=Outcome.INSUFFICIENT_FUNDS if declined else Outcome.SUCCESS,
+            payment=payment,
+        )
+        if await self._redis.hsetnx(self._ledger_key, key, entry.model_dump_json()):
+            return entry
+        return await self._find(key) or entry
 
     def _draw(self, *parts: str) -> float:
         digest = hashlib.blake2b("\n".join((str(self._seed), *parts)).encode(), digest_size=7).digest()
@@ -87,7 +110,9 @@ class SimulatedGateway:
 class HttpGateway:
     """POSTs the payment as JSON with an Idempotency-Key; expects {"txn_id": ..., "outcome": ...} with status 200.
 
-    Timeouts, refused connections, 5xx and answers that cannot be read are GatewayError. `timeout` is in seconds.
+    422 is PaymentRefused, as draft-ietf-httpapi-idempotency-key-header has it for a key that comes again with another
+    payload. Timeouts, refused connections, other statuses and answers that cannot be read are GatewayError: 409 too,
+    which there says that the first request under the key is still being worked on. `timeout` is in seconds.
     """
 
     def __init__(self, session: aiohttp.ClientSession, url: str, *, timeout: float = 10.0) -> None:
@@ -106,6 +131,8 @@ class HttpGateway:
                 allow_redirects=False,
             ) as answer:
                 body = await answer.read()
+                if answer.status == 422:
+                    raise PaymentRefused("the gateway refuses this payment under this key: it answered 422")
                 if answer.status != 200:
                     raise GatewayError(f"the gateway answered {answer.status}")
         except TimeoutError as error:
@@ -118,4 +145,28 @@ class HttpGateway:
             raise GatewayError(f"the gateway's answer cannot be read: {error.error_count()} errors") from error
         if decision.outcome is Outcome.API_ERROR:
             raise GatewayError("the gateway answered api_error")
+        return decision
+
+
+class CheckedGateway:
+    """A gateway whose decisions are compared with what is recorded of their transactions.
+
+    A gateway that looks at the key alone answers another payment under a known key with the decision of the first;
+    recorded, it would overwrite the first payment's record. `records` are the Redis hashes of receipts by transaction.
+    """
+
+    def __init__(self, gateway: Gateway, redis: Redis, records: Mapping[Outcome, str]) -> None:
+        self._gateway = gateway
+        self._redis = redis
+        self._records = records
+
+    async def charge(self, payment: Payment, *, idempotency_key: str) -> Decision:
+        """Ask the gateway, and refuse where its decision is recorded for another payment."""
+        decision = await self._gateway.charge(payment, idempotency_key=idempotency_key)
+        try:
+            record = await self._redis.hget(self._records[decision.outcome], decision.txn_id)
+        except (RedisError, OSError) as error:
+            raise GatewayError(f"the gateway's decision cannot be compared with the records: {error}") from error
+        if record is not None and Receipt.model_validate_json(record) != decision.receipt(payment, idempotency_key):
+            raise PaymentRefused(f"the gateway answered with transaction {decision.txn_id} of another payment")
         return decision

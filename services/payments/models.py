@@ -53,5 +53,9 @@ class Receipt(BaseModel):
     currency: str
 
 
+class PaymentRefused(Exception):
+    """The gateway decided another payment under this key: this one is never charged, however often it is tried."""
+
+
 class GatewayError(Exception):
     """The gateway could not be asked, or did not answer: api_error, worth another attempt."""

@@ -17,14 +17,15 @@ import time
 from collections.abc import Awaitable, Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import redis
 import uvloop
 
-from aioflow import Runtime
+from aioflow import Runtime, Service, Task
 from tests.bench.http import bare_server, requests_per_second
-from tests.bench.tasks import Small, noop, service, starts
+from tests.bench.tasks import Fields, Small, fields, noop, service, sized, starts
 from tests.serving import Serve
 from tests.valkey import Valkey
 from tests.waiting import wait_until
@@ -32,6 +33,7 @@ from tests.waiting import wait_until
 SUBMITTERS = 200
 JOBS = 60_000
 FSYNC_JOBS = 30_000
+MEMORY_JOBS = 20_000
 PROBES = 500
 HTTP_SECONDS = 4.0
 
@@ -48,15 +50,15 @@ async def submit_all(jobs: int) -> float:
     return jobs / (time.perf_counter() - began)
 
 
-async def drain(url: str) -> float:
+async def drain(url: str, of: Service = service, task: Task[Any, Any] = noop) -> float:
     """Jobs per second from the start of the workers until nothing is open."""
-    runtime = Runtime([service], redis=url)
+    runtime = Runtime([of], redis=url)
 
     async def empty() -> bool:
-        return (await runtime.sizes(noop)).open == 0
+        return (await runtime.sizes(task)).open == 0
 
-    async with Runtime([service], redis=url, workers=False) as looking:
-        before = await looking.sizes(noop)
+    async with Runtime([of], redis=url, workers=False) as looking:
+        before = await looking.sizes(task)
     began = time.perf_counter()
     async with runtime:
         await wait_until(empty, 120)
@@ -85,18 +87,45 @@ async def idle_start(server: Valkey) -> float:
         return statistics.median(took) * 1000
 
 
-async def payments_against_bare(server: Valkey) -> tuple[float, float]:
-    """Requests per second of POST /payments without workers, and of a bare aiohttp handler, one after the other."""
-    serve = Serve("--redis", server.url, "--port", "0", "--no-workers")
+async def idle_result(server: Valkey) -> float:
+    """Median milliseconds from the call of submit to the result, one job at a time."""
+    async with Runtime([service], redis=server.url) as runtime:
+        await runtime.redis.flushall()
+        took = []
+        for number in range(PROBES):
+            began = time.perf_counter()
+            handle = await noop.submit(Small(number=number))
+            await handle.result()
+            took.append(time.perf_counter() - began)
+        return statistics.median(took) * 1000
+
+
+async def bytes_of_finished_jobs(server: Valkey) -> float:
+    """used_memory of a finished job with four small fields, the engine's records only."""
+    async with Runtime([sized], redis=server.url, workers=False) as runtime:
+        await runtime.redis.flushall()
+        empty = (await runtime.redis.info("memory"))["used_memory"]
+        await asyncio.gather(*[fields.submit(Fields(number=number)) for number in range(MEMORY_JOBS)])
+    await drain(server.url, sized, fields)
+    async with Runtime([sized], redis=server.url, workers=False) as runtime:
+        return float((await runtime.redis.info("memory"))["used_memory"] - empty) / MEMORY_JOBS
+
+
+async def payments(server: Valkey, *options: str) -> float:
+    """Requests per second of POST /payments."""
+    serve = Serve("--redis", server.url, "--port", "0", *options)
     await serve.start()
     try:
-        ours = await requests_per_second(serve.url, HTTP_SECONDS)
+        return await requests_per_second(serve.url, HTTP_SECONDS)
     finally:
         await serve.stop()
         serve.close()
+
+
+async def bare() -> float:
+    """Requests per second of a bare aiohttp handler that parses the JSON and answers 202."""
     async with bare_server() as url:
-        bare = await requests_per_second(url, HTTP_SECONDS)
-    return ours, bare
+        return await requests_per_second(url, HTTP_SECONDS)
 
 
 class Figures:
@@ -119,14 +148,17 @@ class Figures:
 
 
 LINES = [
-    ("submits, 200 submitters", "jobs/s", "60,000"),
-    ("drain, 100 workers", "jobs/s", "20,000"),
-    ("submit to handler start, idle, p50", "ms", "below 0.70"),
+    ("submits, 200 submitters", "jobs/s", "80,000"),
+    ("drain, 100 workers", "jobs/s", "25,000"),
+    ("submit to handler start, idle, p50", "ms", "below 0.60"),
+    ("submit to result, idle, p50", "ms", "below 1.20"),
     ("submits, appendfsync always", "jobs/s", "-"),
-    ("drain, appendfsync always", "jobs/s", "10,000"),
+    ("drain, appendfsync always", "jobs/s", "12,000"),
+    ("Redis memory of a finished job, four fields", "bytes", "at most 500"),
     ("POST /payments, no workers", "requests/s", "-"),
     ("bare aiohttp", "requests/s", "-"),
-    ("POST /payments as a share of bare aiohttp", "%", "55"),
+    ("POST /payments as a share of bare aiohttp", "%", "60"),
+    ("POST /payments, with workers", "requests/s", "-"),
 ]
 
 
@@ -142,6 +174,10 @@ async def measure(rounds: int, only: str) -> Figures:
 
     async def latency() -> None:
         figures.add("submit to handler start, idle, p50", await idle_start(plain))
+        figures.add("submit to result, idle, p50", await idle_result(plain))
+
+    async def size() -> None:
+        figures.add("Redis memory of a finished job, four fields", await bytes_of_finished_jobs(plain))
 
     async def fsync() -> None:
         submitted, drained = await submits_and_drain(safe, FSYNC_JOBS)
@@ -149,14 +185,16 @@ async def measure(rounds: int, only: str) -> Figures:
         figures.add("drain, appendfsync always", drained)
 
     async def http() -> None:
-        ours, bare = await payments_against_bare(plain)
+        ours, beside = await payments(plain, "--no-workers"), await bare()
         figures.add("POST /payments, no workers", ours)
-        figures.add("bare aiohttp", bare)
-        figures.add("POST /payments as a share of bare aiohttp", 100 * ours / bare)
+        figures.add("bare aiohttp", beside)
+        figures.add("POST /payments as a share of bare aiohttp", 100 * ours / beside)
+        figures.add("POST /payments, with workers", await payments(plain))
 
     parts: dict[str, Callable[[], Awaitable[None]]] = {
         "memory": memory,
         "latency": latency,
+        "size": size,
         "fsync": fsync,
         "http": http,
     }
@@ -191,7 +229,7 @@ def main() -> None:
     """Measure and print."""
     options = argparse.ArgumentParser(prog="python -m tests.bench")
     options.add_argument("--rounds", type=int, default=5)
-    options.add_argument("--only", choices=["memory", "latency", "fsync", "http"], default="")
+    options.add_argument("--only", choices=["memory", "latency", "size", "fsync", "http"], default="")
     chosen = options.parse_args()
     figures = uvloop.run(measure(chosen.rounds, chosen.only))
     print(machine())

@@ -25,3 +25,21 @@ async def noop(payload: Small) -> int:
     if starts.qsize() < 10:
         starts.put_nowait(time.perf_counter())
     return payload.number
+
+
+sized = Service("sized")
+
+
+class Fields(BaseModel):
+    """Four small fields."""
+
+    number: int
+    name: str = "ann"
+    amount: int = 1250
+    currency: str = "USD"
+
+
+@sized.task(concurrency=100)
+async def fields(payload: Fields) -> int:
+    """Return one of them."""
+    return payload.number

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import gc
-import inspect
 import logging
 import os
 import random
@@ -15,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -28,12 +27,14 @@ from redis.exceptions import RedisError
 from aioflow import embedded
 from aioflow.embedded import EmbeddedServer
 from aioflow.errors import ConfigError
+from tests.waiting import wait_until
 
 REPOSITORY = Path(embedded.__file__).parent.parent
 
-# Another runtime, in a process of its own: says its pid and the server's url, supervises until it is killed.
+# Another runtime, in a process of its own: says its pid and the server's url, supervises until it is killed, and says
+# of each look at the lock whether it was free, and when (the clock is the machine's, not the process's).
 RUNTIME = """
-import asyncio, os, signal, sys
+import asyncio, os, signal, sys, time
 from pathlib import Path
 from aioflow.embedded import EmbeddedServer
 
@@ -43,20 +44,16 @@ async def main():
     server = EmbeddedServer(Path(sys.argv[1]))
     await server.start()
     print(os.getpid(), server.owner, server.url, flush=True)
+    look = server._is_free
+    def telling():
+        free = look()
+        print(time.monotonic(), free, flush=True)
+        return free
+    server._is_free = telling
     await server.supervise()
 
 asyncio.run(main())
 """
-
-
-async def wait_until(predicate: Callable[[], bool | Awaitable[bool]], timeout: float = 10) -> None:
-    deadline = time.monotonic() + timeout
-    while True:
-        answer = predicate()
-        if await answer if inspect.isawaitable(answer) else answer:
-            return
-        assert time.monotonic() < deadline, f"not within {timeout} s: {predicate}"
-        await asyncio.sleep(0.01)
 
 
 @asynccontextmanager
@@ -143,11 +140,22 @@ class Other:
         )
         self.owner, self.url = False, ""
 
-    async def ready(self) -> Other:
+    async def _said(self) -> list[str]:
         assert self.process.stdout is not None
-        words = (await asyncio.to_thread(self.process.stdout.readline)).split()
-        self.owner, self.url = words[1] == "True", words[2]
+        return (await asyncio.to_thread(self.process.stdout.readline)).split()
+
+    async def ready(self) -> Other:
+        _, owner, self.url = await self._said()
+        self.owner = owner == "True"
         return self
+
+    async def looks(self) -> bool:
+        """Whether it finds the lock free, the next time that it looks."""
+        now = time.monotonic()
+        while True:
+            at, free = await self._said()
+            if float(at) > now:
+                return free == "True"
 
     def end(self, number: int = signal.SIGKILL) -> None:
         os.killpg(self.process.pid, number)
@@ -168,6 +176,19 @@ def runtime(data: Path) -> Iterator[Callable[..., Other]]:
     for other in others:
         if other.process.returncode is None:
             other.end()
+
+
+def answers_of(server: EmbeddedServer, method: str, monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """What a method has answered, call by call, from now on."""
+    answered: list[object] = []
+    asked = getattr(server, method)
+
+    def noted() -> object:
+        answered.append(asked())
+        return answered[-1]
+
+    monkeypatch.setattr(server, method, noted)
+    return answered
 
 
 @asynccontextmanager
@@ -303,7 +324,54 @@ async def test_stop_sees_that_another_runtime_has_started_the_next_server(
     assert await first.stop()
 
 
-async def test_a_cancelled_start_can_be_stopped(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_stop_leaves_a_server_that_does_not_answer(data: Path, caplog: pytest.LogCaptureFixture) -> None:
+    server = EmbeddedServer(data)
+    await server.start()
+    async with connected(server.url) as client:
+        await client.set("key", "kept")
+    pid = await pid_of(server)
+    os.kill(pid, signal.SIGSTOP)
+    begun = time.monotonic()
+    assert not await server.stop()
+    assert time.monotonic() - begun < 1.2
+    [record] = caplog.records
+    assert f"{data} does not answer and is left running" in record.getMessage()
+    os.kill(pid, signal.SIGCONT)
+
+    attached = EmbeddedServer(data)
+    await attached.start()
+    assert await pid_of(attached) == pid
+    async with connected(attached.url) as client:
+        assert await client.get("key") == b"kept"
+    assert await attached.stop()
+    await wait_until(lambda: os.waitpid(pid, os.WNOHANG)[0])
+
+
+async def test_stop_does_not_wait_long_for_a_server_that_is_slow_to_end(
+    data: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = EmbeddedServer(data)
+    await server.start()
+    pid = await pid_of(server)
+    shut_down = Redis.shutdown
+
+    async def slow(client: Redis, **options: bool) -> None:
+        os.kill(pid, signal.SIGSTOP)
+        await shut_down(client, **options)
+
+    monkeypatch.setattr(Redis, "shutdown", slow)
+    begun = time.monotonic()
+    assert not await server.stop()
+    assert time.monotonic() - begun < 2.0
+    [record] = caplog.records
+    assert f"{data} is still ending" in record.getMessage()
+    assert is_locked(data)
+    os.kill(pid, signal.SIGCONT)
+    await wait_until(lambda: not is_locked(data))
+    await wait_until(lambda: os.waitpid(pid, os.WNOHANG)[0])
+
+
+async def test_a_cancelled_start_can_be_stopped(data: Path) -> None:
     server = EmbeddedServer(data)
     starting = asyncio.create_task(server.start())
     await wait_until(lambda: server.owner)
@@ -355,7 +423,9 @@ async def test_ctrl_c_does_not_reach_the_server(data: Path, runtime: Callable[..
     assert await server.stop()
 
 
-async def test_start_waits_for_an_aof_rewrite_that_outlives_its_server(data: Path) -> None:
+async def test_start_waits_for_an_aof_rewrite_that_outlives_its_server(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server = EmbeddedServer(data)
     await server.start()
     async with connected(server.url) as client:
@@ -368,9 +438,10 @@ async def test_start_waits_for_an_aof_rewrite_that_outlives_its_server(data: Pat
     os.kill(pid, signal.SIGKILL)
     await wait_until(lambda: not server.owner)
 
+    tries = answers_of(server, "_spawn_if_free", monkeypatch)
     starting = asyncio.create_task(server.start())
-    done, _ = await asyncio.wait([starting], timeout=0.5)
-    assert not done
+    await wait_until(lambda: len(tries) >= 5)
+    assert not starting.done()
     assert is_locked(data)
     assert starts(data) == 1
     os.kill(child, signal.SIGKILL)
@@ -384,13 +455,14 @@ async def test_start_waits_for_an_aof_rewrite_that_outlives_its_server(data: Pat
 
 
 async def test_a_killed_server_is_started_again_once(
-    data: Path, runtime: Callable[..., Other], caplog: pytest.LogCaptureFixture
+    data: Path, runtime: Callable[..., Other], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO, "aioflow.embedded")
     first, second = EmbeddedServer(data), EmbeddedServer(data)
     await first.start()
     await second.start()
     third = await runtime().ready()
+    looks = [answers_of(server, "_is_free", monkeypatch) for server in (first, second)]
     async with connected(first.url) as client:
         await client.set("key", "kept")
     url, pid = first.url, await pid_of(first)
@@ -401,10 +473,11 @@ async def test_a_killed_server_is_started_again_once(
         async with connected(url) as client:
             assert await client.get("key") == b"kept"
         assert await pid_of(first) != pid
-        for _ in range(3):  # nobody starts another: each has looked at the lock since
-            for server in (first, second):
-                assert not server._is_free()
-                await asyncio.sleep(embedded.POLL_SECONDS * 0.5)
+        for found in looks:
+            found.clear()
+        assert not await third.looks()
+        await wait_until(lambda: all(looks))
+    assert looks == [[False] * len(found) for found in looks], "each has looked at the lock since"
     assert starts(data) == 2
     levels = [record.levelname for record in caplog.records]
     assert levels.count("WARNING") == levels.count("INFO") <= 2
@@ -426,7 +499,7 @@ async def test_supervision_logs_each_death_and_recovery_once(
     async with supervised(server):
         for deaths in (1, 2):
             with monkeypatch.context() as broken:
-                broken.setattr(embedded, "_find_binary", lambda: Path("/bin/false"))
+                broken.setattr(embedded, "find_binary", lambda: Path("/bin/false"))
                 os.kill(await pid_of(server), signal.SIGKILL)
                 failures = logged("ERROR")
                 await wait_until(lambda: logged("ERROR") >= failures + 3)  # noqa: B023
@@ -465,9 +538,12 @@ async def test_a_cancel_always_ends_the_supervision(server: EmbeddedServer, monk
     monkeypatch.setattr(embedded, "POLL_SECONDS", 0)
     monkeypatch.setattr(server, "_is_free", lambda: True)  # so that it probes each time
     for steps in range(100):
-        async with asyncio.timeout(5), supervised(server):
-            for _ in range(steps):
-                await asyncio.sleep(0)
+        supervision = asyncio.create_task(server.supervise())
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        supervision.cancel()
+        await asyncio.wait([supervision], timeout=5)
+        assert supervision.cancelled(), f"it went on after a cancel at step {steps}"
 
 
 async def test_stop_ends_the_supervision(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -498,9 +574,7 @@ async def test_a_deleted_lock_file_does_not_bring_a_second_server(
 # --- places
 
 
-async def test_an_attacher_with_another_environment_finds_the_socket(
-    data: Path, runtime: Callable[..., Other], tmp_path: Path
-) -> None:
+async def test_an_attacher_with_another_environment_finds_the_socket(data: Path, runtime: Callable[..., Other]) -> None:
     elsewhere = Path(tempfile.mkdtemp(prefix="aio", dir="/tmp"))
     try:
         starter = await runtime(XDG_RUNTIME_DIR=str(elsewhere)).ready()
@@ -656,8 +730,8 @@ async def test_a_torn_last_write_is_cut_off(data: Path) -> None:
 
 
 async def test_an_orderly_end_while_starting_is_no_failure(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    binaries = [embedded._find_binary(), Path("/bin/true"), Path("/bin/true")]
-    monkeypatch.setattr(embedded, "_find_binary", binaries.pop)
+    binaries = [embedded.find_binary(), Path("/bin/true"), Path("/bin/true")]
+    monkeypatch.setattr(embedded, "find_binary", binaries.pop)
     server = EmbeddedServer(data)
     await server.start()
     assert not binaries

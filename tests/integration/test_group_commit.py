@@ -12,8 +12,8 @@ from aioflow import Runtime, Service, StoreUnavailable
 from aioflow.engine import coalescer as module
 from aioflow.engine.coalescer import Coalescer
 from aioflow.engine.records import MOST_BYTES, MOST_JOBS
+from aioflow.engine.submitter import IN_FLIGHT
 from aioflow.errors import ProtocolError
-from aioflow.runtime import SUBMITS_IN_FLIGHT
 from tests.valkey import Valkey
 from tests.waiting import wait_until
 
@@ -48,6 +48,12 @@ class Flush:
         await wait_until(lambda: len(self.batches) >= batches)
 
 
+async def passes(count: int = 5) -> None:
+    """Passes of the loop, in which all that is ready goes on; a timer would not fire in them."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
 @asynccontextmanager
 async def running(flush: Flush, *, flights: int = 1, most_items: int = MOST_JOBS) -> AsyncIterator[Coalescer[int, int]]:
     coalescer = Coalescer("test", flush, flights=flights, most_items=most_items)
@@ -65,7 +71,7 @@ async def test_one_flush_is_in_flight_and_what_arrives_meanwhile_is_the_next_bat
         first = coalescer.put(1, 1)
         await flush.holds(1)
         later = [coalescer.put(item, 1) for item in (2, 3, 4)]
-        await asyncio.sleep(0)
+        await passes()
         assert flush.batches == [[1]], "a second flush was begun before the first was answered"
         flush.let_go()
         assert await first == 10
@@ -81,7 +87,7 @@ async def test_two_flights_share_the_line_and_a_third_batch_waits() -> None:
     async with running(flush, flights=2, most_items=2) as coalescer:
         answers = [coalescer.put(item, 1) for item in range(5)]
         await flush.holds(2)
-        await asyncio.sleep(0)
+        await passes()
         assert flush.batches == [[0, 1], [2, 3]]
         assert len(coalescer) == 5
         draining = asyncio.create_task(coalescer.drain())
@@ -99,10 +105,9 @@ async def test_two_flights_share_the_line_and_a_third_batch_waits() -> None:
 async def test_an_idle_coalescer_adds_no_delay() -> None:
     flush = Flush()
     async with running(flush) as coalescer:
-        await asyncio.sleep(0)  # it waits for a first item now
+        await passes(1)  # it waits for a first item now
         answer = coalescer.put(1, 1)
-        for _ in range(3):  # passes of the loop; a timer would not fire in them
-            await asyncio.sleep(0)
+        await passes(3)
         assert flush.batches == [[1]]
         flush.let_go()
         assert await answer == 10
@@ -166,7 +171,7 @@ async def test_a_caller_cancelled_before_the_flush_takes_its_item_out() -> None:
             return await coalescer.put(item, 1)
 
         first, second, third = (asyncio.create_task(caller(item)) for item in (1, 2, 3))
-        await asyncio.sleep(0)
+        await passes(1)
         second.cancel()
         flush.let_go()
         assert [await first, await third] == [10, 30]
@@ -174,7 +179,7 @@ async def test_a_caller_cancelled_before_the_flush_takes_its_item_out() -> None:
         assert second.cancelled()
         # A line of nothing but cancelled items is an empty line.
         fourth = asyncio.create_task(caller(4))
-        await asyncio.sleep(0)
+        await passes(1)
         fourth.cancel()
         await coalescer.drain()
         assert len(coalescer) == 0
@@ -277,7 +282,7 @@ async def test_a_thousand_concurrent_submits_cost_few_calls(own_valkey: Valkey, 
         await work.submit(0)  # loads the script
         before = await scripts_run(runtime)
         handles = await asyncio.gather(*[work.submit(number) for number in range(1000)])
-        assert await scripts_run(runtime) - before <= 1000 // SUBMITS_IN_FLIGHT + 4
+        assert await scripts_run(runtime) - before <= 1000 // IN_FLIGHT + 4
         assert all(handle.created for handle in handles)
         assert (await runtime.sizes(work)).open == 1001
 

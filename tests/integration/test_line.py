@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -19,18 +20,16 @@ from aioflow.commit import Effect
 from aioflow.engine import connect, scripts
 from aioflow.engine.keys import Queue, data_key
 from aioflow.engine.maintenance import Maintenance
-from aioflow.engine.records import Durability, NewJob, Settlement
+from aioflow.engine.records import Durability, Settlement
+from aioflow.engine.relay import Relay
 from aioflow.engine.store import Store
 from aioflow.errors import AioflowError
 from aioflow.service import TaskOptions
 from tests.conftest import Clock
+from tests.integration.scripts.state import new
 from tests.proxy import Proxy
 from tests.valkey import Valkey
-from tests.waiting import wait_until
-
-
-def new(queue: Queue, job_id: str) -> NewJob:
-    return NewJob(queue, job_id, b"\n1", 4, "0")
+from tests.waiting import in_state, wait_until
 
 
 def sha(name: str) -> bytes:
@@ -42,13 +41,6 @@ async def script_calls(observer: Store) -> int:
     """How many script calls the server has run; one that it does not know is none."""
     stats = (await observer.redis.info("commandstats")).get("cmdstat_evalsha", {})
     return int(stats.get("calls", 0)) - int(stats.get("failed_calls", 0))
-
-
-async def in_state(handle: Handle[Any], state: State, seconds: float = 10.0) -> None:
-    async def there() -> bool:
-        return (await handle.status()).state is state
-
-    await wait_until(there, seconds)
 
 
 async def load_all(store: Store) -> None:
@@ -117,7 +109,7 @@ async def test_settle_renew_release_and_requeue_are_sent_once_more_and_answer_as
         Settlement("dead", "t.1", "dead", b"{}", effects=count),
     ]
     calls: list[tuple[str, Callable[[Store], Awaitable[Any]], Any]] = [
-        ("renew", lambda far: far.renew(queue, 60_000, [("done", "t.1"), ("gone", "t.1")]), [True, False]),
+        ("renew", lambda far: far.renew([(queue, 60_000, [("done", "t.1"), ("gone", "t.1")])]), [[1, 0]]),
         ("settle", lambda far: far.settle(queue, settlements), [1, 1, 1]),
         ("release", lambda far: far.release(queue, [("released", "t.1")]), [True]),
         ("requeue", lambda far: far.requeue(queue, [("dead", "t.1")]), [True]),
@@ -151,29 +143,38 @@ async def test_jobs_run_once_while_replies_are_lost(valkey: Valkey, namespace: s
         Runtime([service], redis=proxy.url, namespace=namespace) as far,
     ):
         handles: list[Handle[Any]] = []
+        submits, settles = [], []
         for batch in range(10):
-            proxy.lose_reply(sha("queue/submit"))
-            proxy.lose_reply(sha("queue/settle"))
+            submits.append(proxy.lose_reply(sha("queue/submit")))
+            settles.append(proxy.lose_reply(sha("queue/settle")))
             numbers = range(20 * batch, 20 * batch + 20)
             handles += await asyncio.gather(*[far.submit(work, number) for number in numbers])
         for number, handle in enumerate(handles):
             assert await near.wait_result("demo.work", handle.id, 20) == number
         ran = await near.redis.hgetall(near.key(service, "ran"))
         assert ran == {handle.id.encode(): b"1" for handle in handles}
+        assert all(lost.is_set() for lost in submits)
+        assert any(lost.is_set() for lost in settles)  # one settle may have used up the losses of several batches
 
 
 async def test_a_slow_line_changes_nothing(valkey: Valkey, namespace: str) -> None:
     service = Service("demo")
+    gate = asyncio.Event()
 
-    @service.task(lease=0.5)
+    @service.task(lease=0.5, concurrency=20)
     async def work(number: int) -> int:
-        await asyncio.sleep(0.05)
+        await gate.wait()
         return number
 
     async with Proxy(valkey.socket) as proxy:
         proxy.delay = 0.01
-        async with Runtime([service], redis=proxy.url, namespace=namespace):
+        async with Runtime([service], redis=proxy.url, namespace=namespace) as runtime:
             handles = await asyncio.gather(*[work.submit(number) for number in range(20)])
+            for handle in handles:
+                await in_state(handle, State.RUNNING)
+                began = (await handle.status()).at_ms
+                await wait_until(partial(renewed_beyond, runtime, work, handle.id, began))
+            gate.set()
             assert await asyncio.gather(*[handle.result(10) for handle in handles]) == list(range(20))
             assert {(await handle.status()).attempt for handle in handles} == {1}
 
@@ -192,7 +193,7 @@ async def test_every_round_trip_has_a_deadline(valkey: Valkey, queue: Queue, mon
             far.submit([new(queue, "c")], "fsync"),
             far.claim(queue, 1, 1000, "t.1"),
             far.settle(queue, [Settlement("a", "t.1", "done")]),
-            far.renew(queue, 1000, [("a", "t.1")]),
+            far.renew([(queue, 1000, [("a", "t.1")])]),
             far.promote(queue),
             far.ping(),
             far.memory_share(),
@@ -311,7 +312,7 @@ async def test_scripts_that_were_flushed_are_loaded_again(own_valkey: Valkey, qu
     calls: list[Callable[[], Awaitable[Any]]] = [
         lambda: store.submit([new(queue, "a")], "fsync"),
         lambda: store.claim(queue, 1, 60_000, "t.1"),
-        lambda: store.renew(queue, 60_000, [("a", "t.1")]),
+        lambda: store.renew([(queue, 60_000, [("a", "t.1")])]),
         lambda: store.settle(queue, [Settlement("a", "t.1", "dead", b"{}")]),
         lambda: store.requeue(queue, [("a", "t.1")]),
         lambda: store.promote(queue),
@@ -457,7 +458,7 @@ async def test_an_outage_longer_than_the_lease_drops_outcomes_and_cancels_handle
 
 async def test_after_a_reconnect_no_lease_is_judged_for_one_renewal_interval(valkey: Valkey, queue: Queue) -> None:
     async with proxied(valkey) as (proxy, far):
-        maintenance = Maintenance(queue, TaskOptions(lease=1.2), far)
+        maintenance = Maintenance(queue, TaskOptions(lease=1.2), far, Relay(queue, far), "r")
         far.line.connected_at = -math.inf  # connected long ago
 
         async def reaped() -> bool:
@@ -517,7 +518,7 @@ async def test_after_a_step_of_the_servers_clock_no_lease_is_judged_for_one_rene
 ) -> None:
     options = TaskOptions(lease=0.9)
     queues = [Queue(namespace, "demo", name) for name in ("one", "two")]
-    maintained = [Maintenance(queue, options, clocked) for queue in queues]
+    maintained = [Maintenance(queue, options, clocked, Relay(queue, clocked), "r") for queue in queues]
     for queue in queues:
         await clocked.submit([new(queue, "a")])
         await clocked.claim(queue, 1, 900, "t.1")

@@ -1,17 +1,18 @@
-"""The README does what it says: its commands, its curl lines, its code and its table of settings."""
+"""The README does what it says: its commands, its curl lines and its code. The other pages have test_docs.py."""
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import re
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
-from aioflow.settings import Settings
 from tests.serving import ROOT, Serve
 
 README = (ROOT / "README.md").read_text()
@@ -106,13 +107,40 @@ async def test_embedding_in_fastapi(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             sys.modules.pop(name, None)
 
 
-def test_the_settings_table_is_the_settings() -> None:
-    rows = re.findall(r"^\| `(AIOFLOW_\w+)` \|\s*(.*?)\s*\| (.*?) \|$", README, re.MULTILINE)
-    expected = []
-    for name, field in Settings.model_fields.items():
-        default = "" if field.default is None else f"`{field.default}`"
-        expected.append((f"AIOFLOW_{name.upper()}", default, field.description))
-    assert rows == expected
+async def test_testing_a_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "hello.py").write_text(block("service: hello.py"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    try:
+        there: dict[str, Any] = {}
+        exec(compile(block("testing"), "README.md", "exec"), there)
+        tests = [value for name, value in there.items() if name.startswith("test_")]
+        assert len(tests) == 2
+        for test in tests:
+            await test()
+    finally:
+        sys.modules.pop("hello", None)
+
+
+async def test_the_command_line(tmp_path: Path) -> None:
+    (tmp_path / "hello.py").write_text(block("service: hello.py"))
+    (tmp_path / "pyproject.toml").write_text('[tool.aioflow]\nservices = ["hello:service"]\n')
+    serve = Serve("--port", "0", cwd=tmp_path)
+    try:
+        await serve.start()
+        for command, said in session("cli"):
+            program, *words = shlex.split(command)
+            assert program == "aioflow"
+            run = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "aioflow", *words),
+                cwd=tmp_path,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+            )
+            printed, complaint = await run.communicate()
+            assert (run.returncode, printed.decode().strip()) == (0, said), complaint.decode()
+        assert await serve.stop() == 0
+    finally:
+        serve.close()
 
 
 def test_the_gate_runs_the_readmes_own_test_command() -> None:
@@ -120,9 +148,3 @@ def test_the_gate_runs_the_readmes_own_test_command() -> None:
     *install, run = block("test").strip().split(" && ")
     assert " && ".join(install) in gate
     assert gate.rstrip().endswith(run)
-
-
-def test_links_lead_somewhere() -> None:
-    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "lua" / "README.md"):
-        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
-            assert target.startswith("http") or (page.parent / target).exists(), f"{page.name}: {target}"

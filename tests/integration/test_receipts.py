@@ -1,7 +1,7 @@
 """What a receipt means: who can give which durability, and what a submitter hears where it was not reached.
 
-That an fsync receipt of one submit leaves after the fdatasync is tests/chaos/test_fsync_order.py; here is the same of
-many submits at once, whose batches share the server's syncs.
+A receipt leaves after the fdatasync of its write, also where many submits share one; and where the server stops to
+give what was asked for, no receipt leaves at all.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import pytest
 from aioflow import ConfigError, Runtime, Service, StoreUnavailable
 from aioflow.engine import store as store_module
 from aioflow.engine.keys import Queue
-from aioflow.engine.records import NewJob
 from aioflow.engine.store import Store
+from tests.integration.scripts.state import new
 from tests.valkey import Valkey
 from tests.waiting import wait_until
 
@@ -53,10 +53,6 @@ def service() -> Service:
         return number
 
     return made
-
-
-def new(queue: Queue, job_id: str) -> NewJob:
-    return NewJob(queue, job_id, b"\n1", 4, "0")
 
 
 # ---- who gives what
@@ -160,7 +156,7 @@ async def test_a_repeated_submit_writes_so_that_its_receipt_speaks_for_it(own_va
         assert await store.submit([new(queue, "a")], "fsync") == [answer]
         assert await logged() > before
     before = await logged()
-    assert await store.submit([NewJob(queue, "a", b"\n2", 4, "0")], "fsync") == [-1]
+    assert await store.submit([new(queue, "a", envelope="\n2")], "fsync") == [-1]
     assert await logged() > before
     await store.close()
 

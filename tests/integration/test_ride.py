@@ -9,7 +9,7 @@ import pytest
 from aioflow import QueueFull, Runtime, Service, State, StoreUnavailable
 from aioflow.engine import maintenance
 from aioflow.engine.store import Store
-from tests.integration.test_line import sha
+from tests.integration.test_line import load_all, sha
 from tests.integration.test_wait import idle
 from tests.proxy import Proxy
 from tests.valkey import Valkey
@@ -19,7 +19,7 @@ from tests.waiting import wait_until
 @pytest.fixture(autouse=True)
 def no_maintenance(monkeypatch: pytest.MonkeyPatch) -> None:
     """Maintenance runs once and no more, so that it mends nothing."""
-    monkeypatch.setattr(maintenance, "PERIOD", 60.0)
+    monkeypatch.setattr(maintenance, "TURN_MS", 60_000)
 
 
 async def calls(store: Store, command: str) -> int:
@@ -66,8 +66,12 @@ async def test_a_delayed_job_that_rode_in_sets_the_timer(valkey: Valkey, namespa
         started.set()
 
     async with Runtime([service], redis=valkey.url, namespace=namespace) as runtime:
+        observer = runtime._live_store()
+        await load_all(observer)  # over a script that the server does not know, no claim rides
         await idle(runtime)
+        rings = await calls(observer, "rpush")
         await runtime.submit(work, delay=0.05)
+        assert await calls(observer, "rpush") == rings, "no bell says when it is due"
         async with asyncio.timeout(2):
             await started.wait()
 
@@ -86,10 +90,11 @@ async def test_what_the_ride_leaves_behind_wakes_others(valkey: Valkey, namespac
         Runtime([service], redis=valkey.url, namespace=namespace) as near,
         Runtime([service], redis=valkey.url, namespace=namespace) as other,
     ):
+        await load_all(near._live_store())  # over a script that the server does not know, no claim rides
         await idle(near)
         await idle(other)
         handles = await asyncio.gather(near.submit(work, 1), near.submit(work, 2))
-        await wait_until(lambda: sorted(running) == [1, 2])
+        await wait_until(lambda: sorted(running) == [1, 2], 2)  # well before a pop ends by itself
         gate.set()
         for handle in handles:
             await handle.result(5)

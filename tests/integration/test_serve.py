@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 import aiohttp
 import pytest
+from redis.asyncio import Redis
 
 from aioflow import ConfigError, Runtime, Service, State
 from aioflow.cli.find import find_services
@@ -313,6 +314,35 @@ async def test_two_serves_on_one_data_folder_share_its_server_and_the_last_one_s
     assert not NOISE.search(first.err + second.err)
 
 
+async def test_a_frozen_server_does_not_hold_the_exit(
+    start: Starter, session: aiohttp.ClientSession, data: Path, runtime_folder: Path
+) -> None:
+    environment = {"XDG_RUNTIME_DIR": str(runtime_folder), **SURE}
+    frozen = start("--data", str(data), "--port", "0", "--grace", "2", **environment)
+    url = await frozen.url()
+    _, receipt = await paid(session, url, Prefer="wait=10")
+    (server,) = servers(data)
+    os.kill(server, signal.SIGSTOP)
+    body = json.dumps(PAYMENT).encode()
+    with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as client:
+        client.sendall(b"POST /payments HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n")
+        client.sendall(b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
+        assert (await got(session, f"{url}/healthz"))[0] == 200  # and it has read what came before
+        asked = time.monotonic()
+        assert await frozen.stop() == 0
+        assert time.monotonic() - asked < 4
+    assert f"{data} does not answer and is left running" in frozen.err
+    assert not NOISE.search(frozen.err)
+
+    os.kill(server, signal.SIGCONT)
+    following = start("--data", str(data), "--port", "0", **environment)
+    url = await following.url()
+    assert servers(data) == {server}
+    assert (await got(session, f"{url}/payments/{receipt['tracking_id']}"))[1]["status"] == "success"
+    assert await following.stop() == 0
+    assert servers(data) == set()
+
+
 # ---- not starting
 
 
@@ -360,6 +390,28 @@ async def test_a_url_that_is_none_is_said_in_a_line(refuse: Starter) -> None:
     assert "secret" not in said
 
 
+@pytest.mark.parametrize(
+    ("end", "named"),
+    [
+        ("?foo=bar&protocol=3&decode_responses=True", "decode_responses, foo, protocol cannot be set"),
+        ("?db=abc", "db='abc'"),
+        ("?db=9999", "DB index"),
+    ],
+)
+async def test_a_url_that_sets_what_it_cannot_is_said_in_a_line(
+    refuse: Starter, valkey: Valkey, end: str, named: str
+) -> None:
+    assert named in await refused(refuse("--redis", valkey.url + end))
+
+
+async def test_a_user_who_may_not_run_scripts_is_said_in_a_line(refuse: Starter, own_valkey: Valkey) -> None:
+    async with Redis.from_url(own_valkey.url, protocol=2) as admin:
+        await admin.execute_command("ACL", "SETUSER", "u", "on", ">secret", "~*", "&*", "+@all", "-evalsha")
+    said = await refused(refuse("--redis", own_valkey.url.replace("unix://", "unix://u:secret@")))
+    assert "evalsha" in said
+    assert "secret" not in said
+
+
 async def test_all_wrong_settings_are_said_in_one_line(refuse: Starter) -> None:
     said = await refused(refuse("--port", "http", "--grace", "-1", AIOFLOW_WORKERS="0", AIOFLOW_BODY_LIMIT="1k"))
     assert all(name in said for name in ("AIOFLOW_PORT", "AIOFLOW_GRACE", "AIOFLOW_WORKERS", "AIOFLOW_BODY_LIMIT"))
@@ -380,6 +432,26 @@ async def test_a_service_that_is_not_there_is_said_in_a_line(refuse: Starter) ->
     no_module, no_service = refuse("nowhere:service"), refuse("services.payments.api:charge")
     assert "nowhere:service" in await refused(no_module)
     assert "services.payments.api:charge" in await refused(no_service)
+
+
+@pytest.mark.parametrize(
+    ("body", "place", "error"),
+    [
+        ("import os\nraise ValueError('two\\nlines')\n", "broken.py:2", "ValueError: two lines"),
+        ("x = 1\ndef f(:\n", "broken.py:2", "SyntaxError"),
+        ("import other\n", "other.py:1", "ZeroDivisionError"),
+        ("import json\n\njson.loads('{')\n", "broken.py:3", "JSONDecodeError"),
+        ("from aioflow import Nothing\n", "broken.py:1", "ImportError"),
+        ("from aioflow import Service\nService(1, 2, 3)\n", "broken.py:2", "TypeError"),
+    ],
+)
+async def test_a_service_that_cannot_be_imported_is_said_in_a_line(
+    refuse: Starter, tmp_path: Path, body: str, place: str, error: str
+) -> None:
+    (tmp_path / "broken.py").write_text(body)
+    (tmp_path / "other.py").write_text("1 / 0\n")
+    said = await refused(refuse("broken:service", "--redis", "memory:", cwd=tmp_path))
+    assert f"{tmp_path}/{place}: {error}" in said
 
 
 async def test_a_project_that_cannot_be_read_is_said_in_a_line(refuse: Starter, tmp_path: Path) -> None:

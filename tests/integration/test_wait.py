@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import AsyncExitStack
 from functools import partial
 
 import pytest
+from redis.asyncio import Redis as RawRedis
 
-from aioflow import Job, JobFailed, Retry, Runtime, Service, State
+from aioflow import ConfigError, Job, JobFailed, Retry, Runtime, Service, State
 from aioflow.engine import maintenance
 from aioflow.engine.keys import Queue
 from aioflow.engine.records import NewJob
 from aioflow.engine.store import Store
+from aioflow.service import live_runtimes
 from tests.proxy import Proxy
 from tests.valkey import Valkey
 from tests.waiting import wait_until
@@ -27,7 +30,7 @@ LONG = 3600.0
 @pytest.fixture
 def no_maintenance(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each queue is maintained once, when its runtime starts."""
-    monkeypatch.setattr(maintenance, "PERIOD", LONG)
+    monkeypatch.setattr(maintenance, "TURN_MS", int(1000 * LONG))
 
 
 class Demo:
@@ -59,17 +62,32 @@ async def idle(runtime: Runtime) -> None:
     await wait_until(blocked)
 
 
-async def commands_had(observer: Store) -> int:
-    """How many commands a server has had from its clients, those of scripts left out."""
-    stats = await observer.redis.info("commandstats")
-    names = ("evalsha", "blpop", "info", "ping", "subscribe", "script|load", "client|setname")
-    return sum(int(stats.get(f"cmdstat_{name}", {}).get("calls", 0)) for name in names)
-
-
 def claims_of(runtime: Runtime) -> int:
     """How many claims a runtime of one task has sent."""
     (claimer,) = runtime._claimers.values()
     return claimer._claims
+
+
+def sorted_turns(runtimes: list[Runtime]) -> list[tuple[int, maintenance.Maintenance]]:
+    """Each runtime's maintenance of its one queue, beside its place in the order of the runtimes' ids."""
+    return [(rank, runtime._maintenance[0]) for rank, runtime in enumerate(sorted(runtimes, key=lambda one: one.id))]
+
+
+async def commands_of(server: Valkey, seconds: float) -> tuple[list[str], float]:
+    """The commands that clients send in a span, by name, and how long it was."""
+    sent: list[str] = []
+    async with RawRedis.from_url(server.url, protocol=2) as watcher, watcher.monitor() as monitor:
+        began = time.monotonic()
+        await asyncio.sleep(seconds)  # the span that is measured
+        took = time.monotonic() - began
+        async with RawRedis.from_url(server.url, protocol=2) as other:
+            await other.execute_command("ECHO", "over")
+        async for command in monitor.listen():
+            if command["command"] == "ECHO over":
+                break
+            if command["client_type"] != "lua":  # what a script runs is no round trip
+                sent.append(command["command"].partition(" ")[0])
+    return [name for name in sent if name not in ("CLIENT", "HELLO")], took
 
 
 # ---- no polling
@@ -96,24 +114,50 @@ async def test_an_idle_runtime_and_one_that_awaits_results_send_a_handful_of_com
     ):
         handles = [await submitter.submit(slow, number) for number in range(10)]
         first = asyncio.create_task(handles[0].result(20))
-        assert submitter._results is not None
-        await wait_until(submitter._results._subscribed.is_set)
+        assert submitter._inbox is not None
+        await wait_until(submitter._inbox.subscribed.is_set)
         results = asyncio.gather(*[handle.result(20) for handle in handles])
         await idle(worker)
-        observer = worker._live_store()
 
         async def registered() -> bool:
             return int(await worker.redis.hlen(Queue(namespace, "demo", "slow").keys["waiters"])) == 10
 
         await wait_until(registered)
-        before, began = await commands_had(observer), time.monotonic()
-        await asyncio.sleep(2.0)  # the span that is measured
-        sent, seconds = await commands_had(observer) - before, time.monotonic() - began
+        sent, seconds = await commands_of(own_valkey, 2.0)
         gate.set()
         assert await results == list(range(10))
         assert await first == 0
-        # Two queues: each promoted and reaped about once a second, a pop every 5 s. Each runtime: INFO once a second.
-        assert sent / seconds <= 2 * 3 + 2 * 1.5, f"{sent} in {seconds:.1f} s"
+        # Two queues: each maintained twice a second, a pop every 5 s.
+        assert 0 < len(sent) / seconds <= 2 * 3, f"{sent} in {seconds:.1f} s"
+
+
+async def test_a_fleet_takes_turns_in_looking_after_a_queue(own_valkey: Valkey, namespace: str) -> None:
+    service = Service("demo")
+
+    @service.task()
+    async def work(number: int) -> int:
+        return number
+
+    async with AsyncExitStack() as fleet:
+        runtimes = [
+            await fleet.enter_async_context(Runtime([service], redis=own_valkey.url, namespace=namespace))
+            for _ in range(6)
+        ]
+        for runtime in runtimes:
+            await idle(runtime)
+        queue = Queue(namespace, "demo", "work")
+
+        async def settled() -> bool:
+            """Whether each has learnt that they are six."""
+            return all(maintenance.turns == (6, rank) for rank, maintenance in sorted_turns(runtimes))
+
+        await wait_until(settled)
+        sent, seconds = await commands_of(own_valkey, 4.0)
+        assert 0 < len(sent) / seconds <= 5, f"{sent} in {seconds:.1f} s"
+        assert sent.count("EVALSHA") / seconds < 3, "six look after it no oftener than one"
+        assert await runtimes[0].redis.zcard(queue.keys["runners"]) == 6
+    async with Runtime([service], redis=own_valkey.url, namespace=namespace, workers=False) as left:
+        assert await left.redis.zcard(queue.keys["runners"]) == 0, "who stops leaves its turns to the others"
 
 
 async def test_a_claimer_claims_before_it_blocks(own_valkey: Valkey, namespace: str, no_maintenance: None) -> None:
@@ -212,9 +256,12 @@ async def test_a_killed_connection_of_a_blocked_pop_is_made_anew(
     ):
         for number in range(3):
             await idle(worker)
-            for client in await submitter.redis.client_list():
-                if client["name"] == f"aioflow:{worker.id}" and client["cmd"] == "blpop":
-                    await submitter.redis.client_kill_filter(_id=client["id"])
+            (popping,) = (
+                client["id"]
+                for client in await submitter.redis.client_list()
+                if client["name"] == f"aioflow:{worker.id}" and client["cmd"] == "blpop"
+            )
+            await submitter.redis.client_kill_filter(_id=popping)
             handle = await submitter.submit(demo.work, number)
             await wait_until(partial(demo.running.__contains__, handle.id), 1.2)
             demo.gate.set()
@@ -234,11 +281,10 @@ async def test_a_token_taken_by_a_runtime_that_dies_strands_no_job(valkey: Valke
             await idle(living)
             # What its pop is told does not arrive, and it cannot ask for anything any more.
             proxy.refusing = True
-            for link in list(proxy.links):
-                if b"BLPOP" in link.last:
-                    link.mute = True
-                else:
-                    link.cut()
+            (popping,) = (link for link in proxy.links if b"BLPOP" in link.last)
+            popping.mute = True
+            for link in proxy.links - {popping}:
+                link.cut()
             handle = await submitter.submit(demo.work, 0)
             sent = time.monotonic()
             await wait_until(lambda: demo.running == [handle.id], 5)
@@ -284,18 +330,20 @@ async def test_a_pop_that_redis_forbids_ends_the_runtime_rather_than_go_round(
     own_valkey: Valkey, namespace: str, no_maintenance: None
 ) -> None:
     demo = Demo()
-    async with (
-        Runtime([demo.service], redis=own_valkey.url, namespace=namespace, workers=False) as admin,
-        Runtime([demo.service], redis=own_valkey.url, namespace=namespace) as runtime,
-    ):
+    async with Runtime([demo.service], redis=own_valkey.url, namespace=namespace, workers=False) as admin:
+        runtime = Runtime([demo.service], redis=own_valkey.url, namespace=namespace)
+        await runtime.start()
         await idle(runtime)
         await admin.redis.execute_command("ACL", "SETUSER", "default", "-blpop")
         await admin.submit(demo.work, 0)  # wakes it; its next pop is refused
         demo.gate.set()
         await asyncio.wait_for(runtime.failed.wait(), 5)
         refused = await admin.redis.info("commandstats")
-        assert refused["cmdstat_blpop"].get("rejected_calls", 0) <= 2
+        assert 1 <= refused["cmdstat_blpop"].get("rejected_calls", 0) <= 2
         assert await runtime.ready() == "the runtime is not running"
+        with pytest.raises(ConfigError, match="refuses BLPOP"):
+            await runtime.__aexit__(None, None, None)
+        assert live_runtimes == [admin], "it has left by itself"
 
 
 # ---- results
@@ -310,11 +358,11 @@ async def test_results_come_although_the_connection_that_brings_them_is_killed(v
         handles = [await waiter.submit(demo.work, number) for number in range(3)]
         results = [asyncio.create_task(handle.result(10)) for handle in handles]
         results.append(asyncio.create_task(handles[0].result(10)))  # two that wait for one job
-        assert waiter._results is not None
+        assert waiter._inbox is not None
         for _ in range(2):
-            await wait_until(waiter._results._subscribed.is_set)
+            await wait_until(waiter._inbox.subscribed.is_set)
             assert await worker.redis.execute_command("CLIENT", "KILL", "TYPE", "pubsub") >= 1
-            await wait_until(lambda: not waiter._results._subscribed.is_set() if waiter._results else False)
+            await wait_until(lambda: not waiter._inbox.subscribed.is_set() if waiter._inbox else False)
         demo.gate.set()
         assert await asyncio.gather(*results) == [0, 1, 2, 0]
 
@@ -336,8 +384,8 @@ async def test_a_result_told_while_the_line_is_down_is_asked_for(valkey: Valkey,
         handles = [await waiter.submit(demo.work, number) for number in range(3)]
         results = [asyncio.create_task(handle.result(10)) for handle in handles]
         failing = asyncio.create_task((await waiter.submit(fails, 1)).result(10))
-        assert waiter._results is not None
-        await wait_until(waiter._results._subscribed.is_set)
+        assert waiter._inbox is not None
+        await wait_until(waiter._inbox.subscribed.is_set)
 
         async def registered() -> bool:
             tasks = {"work": 3, "fails": 1}
@@ -365,7 +413,7 @@ async def test_a_result_comes_although_the_line_went_silent(
     valkey: Valkey, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A half-open connection: the peer is gone and nothing ever says so."""
-    monkeypatch.setattr("aioflow.engine.results.SILENCE_SECONDS", 0.2)
+    monkeypatch.setattr("aioflow.engine.inbox.SILENCE_SECONDS", 0.2)
     demo = Demo(concurrency=10)
     async with (
         Proxy(valkey.socket) as proxy,
@@ -374,8 +422,8 @@ async def test_a_result_comes_although_the_line_went_silent(
     ):
         handle = await waiter.submit(demo.work, 7)
         result = asyncio.create_task(handle.result(10))
-        assert waiter._results is not None
-        await wait_until(waiter._results._subscribed.is_set)
+        assert waiter._inbox is not None
+        await wait_until(waiter._inbox.subscribed.is_set)
         await wait_until(lambda: handle.id in demo.running)
         (link,) = (link for link in proxy.links if b"SUBSCRIBE" in link.last or b"PING" in link.last)
         link.mute = True

@@ -431,7 +431,7 @@ async def test_a_payment_that_keeps_failing_is_dead_and_can_be_requeued(api: Api
     tracking_id = await api.pay()
     shown = await api.reached(tracking_id, "dead")
     assert gateway.calls[tracking_id] == shown["attempt"] == 5
-    assert shown["failure"] == {"error": "GatewayError", "message": "the gateway answered api_error"}
+    assert shown["failure"] == {"error": "GatewayError", "message": "the gateway answered api_error", "attempt": 5}
     for status in ("api_error", "dead"):
         assert [job["tracking_id"] for job in (await api.get(f"/payments?status={status}"))["payments"]] == [
             tracking_id
@@ -448,6 +448,79 @@ async def test_a_payment_that_keeps_failing_is_dead_and_can_be_requeued(api: Api
     again = await api.ask("POST", f"/payments/{tracking_id}/requeue")
     assert again.status == 409
     assert tracking_id in again.body["detail"]
+
+
+PAYLOADS = {
+    "garbage": b"garbage",
+    "no line": b"",
+    "no JSON": b"\n{'payer_id': 1}",
+    "NaN": b"\nNaN",
+    "not UTF-8": b'\n"\xff"',
+    "nothing": None,
+}
+
+
+async def forge(api: Api, tracking_id: str, envelope: bytes | None) -> None:
+    """Put a job into the line behind the API's back; None: without a record."""
+    keys, now = api.queue.keys, await server_ms(api)
+    if envelope is not None:
+        await api.runtime.redis.hset(keys["jobs"], tracking_id, envelope)
+    await api.runtime.redis.zadd(keys["open"], {tracking_id: now})
+    await api.runtime.redis.zadd(keys["ready"], {tracking_id: 4 * 2**42 + now})
+
+
+@pytest.mark.parametrize("payload", PAYLOADS)
+async def test_a_dead_payment_that_cannot_be_read_is_shown_without_its_payment(
+    api: Api, gateway: ScriptedGateway, payload: str
+) -> None:
+    await forge(api, "badid", PAYLOADS[payload])
+    shown = await api.reached("badid", "dead")
+    assert shown["payment"] is None
+    assert shown["failure"].keys() == {"error", "message", "attempt"}
+    assert (shown["failure"]["error"], shown["failure"]["attempt"]) == ("CodecError", 1)
+    good = await api.pay()
+    await api.reached(good, "success")
+    assert (await api.get("/payments?status=dead"))["payments"] == [shown]
+    assert (await api.get("/payments/count?status=dead"))["count"] == 1
+    assert (await api.get("/payments?status=api_error"))["payments"] == []
+    assert gateway.calls == {good: 1}
+    await api.ask("POST", "/payments/badid/requeue")  # 5xx would fail here
+    await api.reached("badid", "dead")
+
+
+async def test_an_unfinished_payment_that_cannot_be_read_is_listed_with_the_others(idle: Api) -> None:
+    await forge(idle, "badid", b"garbage")
+    await forge(idle, "gone", None)
+    await forge(idle, "odd", b"\n[5]")
+    good = await idle.pay()
+    payment = {**PAYMENT, "currency": "USD"}
+    for path in ("/payments?status=open", "/payments/overdue?older_than=0&until=9999999999"):
+
+        async def listed(path: str = path) -> bool:
+            found = {shown["tracking_id"]: shown["payment"] for shown in (await idle.get(path))["payments"]}
+            return found == {"badid": None, "gone": None, "odd": [5], good: payment}
+
+        await eventually(listed)
+
+
+async def test_a_failure_is_told_without_its_traceback_and_worker(
+    api: Api, gateway: ScriptedGateway, one_attempt: None
+) -> None:
+    gateway.always = Outcome.API_ERROR
+    tracking_id = await api.pay()
+    shown = await api.reached(tracking_id, "dead")
+    kept = orjson.loads((await api.runtime.inspect(charge, tracking_id)).result or b"")
+    assert "Traceback" in kept["traceback"]
+    for body in (
+        shown,
+        (await api.get("/payments?status=dead"))["payments"][0],
+        (await api.get("/payments?status=api_error"))["payments"][0],
+        (await api.post(headers={"Prefer": "wait=5"})).body,
+    ):
+        told = body.get("failure", body)
+        assert told["error"] == "GatewayError"
+        assert not {"traceback", "worker"} & told.keys()
+        assert "Traceback" not in str(body)
 
 
 # ---- Idempotency-Key
@@ -480,6 +553,61 @@ async def test_concurrent_posts_of_one_key_are_one_payment(api: Api, gateway: Sc
     (tracking_id,) = {answer.body["tracking_id"] for answer in answers}
     await api.reached(tracking_id, "success")
     assert gateway.calls == {tracking_id: 1}
+
+
+@pytest.fixture
+async def simulated(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Api]:
+    """Payments as they are out of the box, but for the chances."""
+    for name in ("ERROR_RATE", "INSUFFICIENT_RATE", "LATENCY"):
+        monkeypatch.setenv(f"PAYMENTS_SIMULATED_{name}", "0")
+    async with running(settings) as served_whole:
+        yield served_whole
+
+
+async def forget(api: Api, tracking_id: str) -> None:
+    """What the end of its retention does to a decided payment."""
+    keys = api.queue.keys
+    async with api.runtime.redis.pipeline(transaction=True) as pipeline:
+        for part in ("jobs", "results"):
+            pipeline.hdel(keys[part], tracking_id)
+        pipeline.zrem(keys["done"], tracking_id)
+        await pipeline.execute()
+    assert (await api.ask("GET", f"/payments/{tracking_id}")).status == 404
+
+
+async def test_a_forgotten_key_with_another_payment_is_refused_and_overwrites_nothing(simulated: Api) -> None:
+    api, keyed = simulated, {"Idempotency-Key": "order 17"}
+    tracking_id = (await api.post(headers=keyed)).body["tracking_id"]
+    await api.reached(tracking_id, "success")
+    before = await api.data()
+    await forget(api, tracking_id)
+    other = {**PAYMENT, "payer_id": "mallory", "amount": 999_999}
+    assert (await api.post(other, keyed)).body == {"status": "OK", "tracking_id": tracking_id}
+    shown = await api.reached(tracking_id, "dead")
+    assert shown["payment"] == {**other, "currency": "USD"}
+    assert (shown["failure"]["error"], shown["failure"]["attempt"], shown["attempt"]) == ("Discard", 1, 1)
+    assert "Idempotency-Key" in shown["failure"]["message"]
+    failed_at = moment(shown["finished_at"])
+    assert await api.data() == {**before, "api_errors": {tracking_id: failed_at}}
+    assert (await api.get("/payers/mallory/payments"))["payments"] == []
+    (paid,) = (await api.get("/payers/alice/payments"))["payments"]
+    assert (paid["payer_id"], paid["amount"]) == ("alice", 1250)
+    for status in ("dead", "api_error"):
+        assert (await api.get(f"/payments?status={status}"))["payments"] == [shown]
+    assert (await api.ask("POST", f"/payments/{tracking_id}/requeue")).status == 202
+    assert (await api.reached(tracking_id, "dead"))["failure"]["error"] == "Discard"
+    assert (await api.data())["txns"] == before["txns"]
+
+
+async def test_a_forgotten_key_with_the_same_payment_gets_its_decision_again(simulated: Api) -> None:
+    api, keyed = simulated, {"Idempotency-Key": "order 17", "Prefer": "wait=5"}
+    first = await api.post(headers=keyed)
+    before = await api.data()
+    await forget(api, first.body["tracking_id"])
+    assert (await api.post(headers=keyed)).body == first.body
+    after = await api.data()
+    assert {name: set(content) for name, content in after.items()} == {name: set(old) for name, old in before.items()}
+    assert (after["txns"], after[LEDGER]) == (before["txns"], before[LEDGER])
 
 
 @pytest.mark.parametrize("key", ["", "k" * 256, "tab\there", "\N{GREEK SMALL LETTER ALPHA}"])
@@ -536,12 +664,12 @@ async def test_prefer_wait_answers_202_where_the_outcome_does_not_come_in_time(
 @pytest.mark.parametrize(
     "prefer", ["", "wait", "wait=", "wait=-1", "wait=x", "wait=5s", "await=5", "wait=5.5", "\u0663"]
 )
-async def test_a_preference_that_is_none_is_ignored(api: Api, gateway: ScriptedGateway, prefer: str) -> None:
-    gateway.open.clear()
-    answer = await api.post(headers={"Prefer": prefer})
-    assert answer.status == 202
-    gateway.open.set()
-    await api.reached(answer.body["tracking_id"], "success")
+async def test_a_preference_that_is_none_is_ignored(api: Api, prefer: str) -> None:
+    keyed = {"Idempotency-Key": "k"}
+    await api.reached((await api.post(headers=keyed)).body["tracking_id"], "success")
+    # Whoever waits for this payment now has its outcome at once.
+    answer = await api.post(headers={**keyed, "Prefer": prefer})
+    assert (answer.status, "Preference-Applied" in answer.headers) == (202, False)
 
 
 class CutAfterReceipt:
@@ -733,6 +861,48 @@ async def test_overdue_payments_are_those_that_are_unfinished_for_longer(idle: A
     assert (ids(first["payments"]), first["count"]) == ([older], 2)
 
 
+async def test_overdue_payments_have_a_range_of_submission_too(idle: Api) -> None:
+    tracking_ids = [await idle.pay(amount=amount) for amount in range(1, 6)]
+    scores = {tracking_id: T0 + index for index, tracking_id in enumerate(tracking_ids)}
+    young = await idle.pay()
+    await idle.runtime.redis.zadd(idle.queue.keys["open"], scores)
+    ranges: list[tuple[str, list[str]]] = [
+        ("", tracking_ids),
+        ("since=1767225600.001", tracking_ids[1:]),
+        ("until=2026-01-01T00:00:00.003Z", tracking_ids[:3]),
+        ("since=2026-01-01T00:00:00.001Z&until=1767225600.003", tracking_ids[1:3]),
+        ("since=1767225600.003&until=1767225600.003", []),
+        ("until=9999999999", tracking_ids),
+        ("since=9999999999", []),
+        (f"since={(await server_ms(idle)) / 1000 - 30:.3f}", []),
+    ]
+    for query, expected in ranges:
+        for limit in (1, 2, 100):
+            pages = await idle.pages(f"/payments/overdue?{query}", limit)
+            assert ids([payment for page in pages for payment in page]) == expected, query
+        assert (await idle.get(f"/payments/overdue?{query}"))["count"] == len(expected), query
+
+    async def only_young() -> bool:
+        body = await idle.get("/payments/overdue?older_than=0&since=2026-01-01T00:00:00.005Z")
+        return (ids(body["payments"]), body["count"]) == ([young], 1)
+
+    await eventually(only_young)
+
+
+@pytest.mark.parametrize("hours_off", [-2, 2])
+async def test_overdue_goes_by_the_clock_of_the_server(
+    idle: Api, monkeypatch: pytest.MonkeyPatch, hours_off: int
+) -> None:
+    now = await server_ms(idle) + hours_off * 3_600_000
+    monkeypatch.setattr(idle.runtime._live_store(), "_clock", lambda: now)
+    young, old = [await idle.pay(amount=amount) for amount in (1, 2)]
+    open_payments = idle.queue.keys["open"]
+    assert await idle.runtime.redis.zscore(open_payments, young) == now
+    await idle.runtime.redis.zadd(open_payments, {old: now - 61_000})
+    body = await idle.get("/payments/overdue")
+    assert (ids(body["payments"]), body["count"]) == ([old], 1)
+
+
 PARTY_IDS = [
     *("a", "a b", " ", "a:b", "{a}", "}:q:charge:jobs", "a/b", "/payments", "%2F", "%252f%", ".", "..", "+", "*"),
     *(
@@ -795,10 +965,18 @@ BAD_QUERIES = {
         for path in ("/payments?status=success&", "/payments?status=dead&", "/payers/a/payments?")
         for cursor in ("x", "!", "AAAA", "%FF", "YWJj", "bmFuOng", "MToA%0A", "%20")
     ],
-    "since": [f"/payments/count?status=success&since={time}" for time in BAD_TIMES],
+    "since": [
+        f"{path}since={time}"
+        for path in ("/payments/count?status=success&", "/payments/overdue?")
+        for time in BAD_TIMES
+    ],
     "until": [
-        *(f"/payments/count?status=success&until={time}" for time in BAD_TIMES),
-        "/payments?status=open&since=2&until=1",
+        *(
+            f"{path}until={time}"
+            for path in ("/payments/count?status=success&", "/payments/overdue?")
+            for time in BAD_TIMES
+        ),
+        *("/payments?status=open&since=2&until=1", "/payments/overdue?since=2&until=1"),
     ],
     "older_than": [f"/payments/overdue?older_than={seconds}" for seconds in ("", "-1", "inf", "1e3", "9999999999")],
 }

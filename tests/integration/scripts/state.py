@@ -1,19 +1,27 @@
 """The keys of a queue as one plain dict, so that a script's test compares whole states: before, answer, after.
 
 A state is part -> content: {"ready": {id: place}, "jobs": {id: envelope}, "bell": ["1"], ...}; a service's own data is
-under "d:<name>", and a key that should not be there under its full name. `plant` writes a state, `look` reads one and
-checks the invariants that a state shows by itself.
+under "d:<name>", the queue of its task `other` under "other:<part>", and a key that should not be there under its full
+name. A stream is a list of its entries' fields. `plant` writes a state, `look` reads one and checks the invariants that
+a state shows by itself.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Collection, Iterable, Mapping
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
+
+import pytest
 
 from aioflow.engine.keys import PARTS, Queue, data_key
 from aioflow.engine.records import NewJob
 from aioflow.engine.store import Store
+from aioflow.errors import ProtocolError
 
 State = dict[str, Any]
 """What lies under a key is a dict, a list, a set or a str, as the key's type has it."""
@@ -25,6 +33,11 @@ STEP = 2**42
 ENVELOPE = "\n1"
 STATES = ("scheduled", "ready", "running", "done", "dead")
 FINISHED = ("done", "dead")
+CANCELLED = '{"error": "JobCancelled", "message": "cancelled on request"}'
+MOST_FAILURES = 10
+"""Lines of a history."""
+OTHER = "other:"
+"""What the parts of the queue of the task `other` begin with."""
 
 
 # ---- what one job leaves in the keys of its queue, by its state
@@ -89,6 +102,16 @@ def canonical(line: str) -> str:
         return line
 
 
+def history(*failures: tuple[int, str]) -> str:
+    """A history row of failed attempts, as (ms, JSON)."""
+    return canonical_history("\n".join(f"{at} {failure}" for at, failure in failures))
+
+
+def canonical_history(lines: str) -> str:
+    """A history row with its JSON in one spelling."""
+    return "\n".join(canonical(line.replace(" ", "\n", 1)).replace("\n", " ", 1) for line in lines.split("\n"))
+
+
 def _unfinished(part: str, job_id: str, score: int, submitted: int, envelope: str) -> State:
     return {part: {job_id: score}, "jobs": {job_id: envelope}, "open": {job_id: submitted}}
 
@@ -112,8 +135,20 @@ def keys(*jobs: State, bell: bool = False, paused: bool = False, bound: int | No
 # ---- between a state and Redis
 
 
+def other(queue: Queue) -> Queue:
+    """The queue of another task of the same service."""
+    return Queue(queue.namespace, queue.service, "other")
+
+
+def of_other(state: Mapping[str, Any]) -> State:
+    """That queue's part of a state."""
+    return {part.removeprefix(OTHER): content for part, content in state.items() if part.startswith(OTHER)}
+
+
 def _key(queue: Queue, part: str) -> str:
-    return data_key(queue.namespace, queue.service, part[2:]) if part.startswith("d:") else queue.keys[part]
+    if part.startswith("d:"):
+        return data_key(queue.namespace, queue.service, part[2:])
+    return other(queue).keys[part.removeprefix(OTHER)] if part.startswith(OTHER) else queue.keys[part]
 
 
 async def plant(store: Store, queue: Queue, state: Mapping[str, Any]) -> None:
@@ -124,6 +159,9 @@ async def plant(store: Store, queue: Queue, state: Mapping[str, Any]) -> None:
         pipeline.delete(key)
         if isinstance(content, str):
             pipeline.set(key, content)
+        elif part.endswith("outbox"):
+            for fields in content:
+                pipeline.xadd(key, fields)
         elif isinstance(content, list):
             pipeline.rpush(key, *content)
         elif isinstance(content, set):
@@ -149,6 +187,8 @@ def _content(kind: str, reply: Any) -> Any:
             return [_text(word) for word in reply]
         case "set":
             return {_text(word) for word in reply}
+        case "stream":
+            return [{_text(field): _text(value) for field, value in fields.items()} for _, fields in reply]
     return _text(reply)
 
 
@@ -170,6 +210,8 @@ async def dump(store: Store, queue: Queue) -> State:
                 pipeline.lrange(name, 0, -1)
             case "set":
                 pipeline.smembers(name)
+            case "stream":
+                pipeline.xrange(name)
             case _:
                 pipeline.get(name)
     replies = await pipeline.execute()
@@ -177,9 +219,12 @@ async def dump(store: Store, queue: Queue) -> State:
     state: State = {}
     for key, kind, reply in zip(map(_text, names), kinds, replies, strict=True):
         part = key.removeprefix(engine) if key.startswith(engine) else key.replace(data, "d:", 1)
+        part = part.replace(other(queue).keys["jobs"].removesuffix("jobs"), OTHER, 1)
         state[part] = _content(kind, reply)
     if isinstance(state.get("results"), dict):
         state["results"] = {job_id: canonical(line) for job_id, line in state["results"].items()}
+    if isinstance(state.get("history"), dict):
+        state["history"] = {job_id: canonical_history(lines) for job_id, lines in state["history"].items()}
     return state
 
 
@@ -187,7 +232,55 @@ async def look(store: Store, queue: Queue, *, lost: Collection[str] = ()) -> Sta
     """The state now, after a check of the invariants."""
     state = await dump(store, queue)
     assert_invariants(state, lost=lost)
+    assert_invariants(of_other(state))
     return state
+
+
+def data_of(state: Mapping[str, Any]) -> State:
+    """The service's own data of a state."""
+    return {part: content for part, content in state.items() if part.startswith("d:")}
+
+
+@asynccontextmanager
+async def refused(store: Store, queue: Queue, message: str) -> AsyncIterator[None]:
+    """What is called in this block is refused with such a message, and has changed nothing."""
+    before = await dump(store, queue)
+    with pytest.raises(ProtocolError, match=message):
+        yield
+    assert await dump(store, queue) == before
+
+
+@asynccontextmanager
+async def listening(store: Store, *channels: str) -> AsyncIterator[Callable[[int], Awaitable[list[tuple[str, str]]]]]:
+    """Listen on channels; what is given waits for so many messages, as (channel, text), sorted."""
+    pubsub = store.pubsub()
+
+    async def hear(count: int, kind: str = "message") -> list[tuple[str, str]]:
+        heard: list[tuple[str, str]] = []
+        async with asyncio.timeout(10):
+            while len(heard) < count:
+                message = await pubsub.get_message(timeout=10)
+                if message and message["type"] == kind:
+                    heard.append((message["channel"].decode(), message["data"].decode() if kind == "message" else ""))
+        return sorted(heard)
+
+    try:
+        await pubsub.subscribe(*channels)
+        await hear(len(channels), "subscribe")
+        yield hear
+    finally:
+        await pubsub.aclose()
+
+
+@dataclass(frozen=True)
+class Case:
+    """Under the keys `before`, what a script that takes (id, token) answers to each, and the keys after it."""
+
+    name: str
+    before: State
+    asked: list[tuple[str, str]]
+    answers: Sequence[int]
+    after: State
 
 
 # ---- what must hold in every state
@@ -208,6 +301,13 @@ def assert_invariants(state: Mapping[str, Any], *, lost: Collection[str] = ()) -
     assert set(state.get("waiters", {})) <= set(homes) - ended, "nobody waits for a finished job"
     for job_id, line in state.get("results", {}).items():
         assert line.partition(":")[0] == homes[job_id], f"{job_id} is {homes[job_id]}, its result says {line!r}"
+    assert set(state.get("cancels", {})) <= set(state.get("running", {})), "only what runs is still to be cancelled"
+    for part in ("history", "progress"):
+        assert set(state.get(part, {})) <= set(homes), f"no {part} outlives its job"
+    for job_id, lines in state.get("history", {}).items():
+        failures = lines.split("\n")
+        assert len(failures) <= MOST_FAILURES, f"{job_id} has {len(failures)} failures in its history"
+        assert all(re.fullmatch(r"[0-9]+ .+", failure) for failure in failures), f"{job_id} has the history {lines!r}"
     claims: dict[str, str] = state.get("claims", {})
     assert set(claims) <= set(homes) - ended, "no claims row outlives its job"
     assert {job_id for job_id, part in homes.items() if part in ("scheduled", "running")} <= set(claims)
@@ -238,3 +338,9 @@ async def submit(store: Store, queue: Queue, ids: Iterable[str]) -> None:
 async def lease(store: Store, queue: Queue, token: str, *, count: int = 1000, lease_ms: int = 10_000) -> list[str]:
     """Claim, and the ids of what was claimed."""
     return [job.id for job in (await store.claim(queue, count, lease_ms, token)).jobs]
+
+
+async def start(store: Store, queue: Queue, ids: Iterable[str], *, lease_ms: int = 10_000) -> None:
+    """Submit new jobs and lease them all, under the token r.1."""
+    await submit(store, queue, ids)
+    await lease(store, queue, "r.1", lease_ms=lease_ms)

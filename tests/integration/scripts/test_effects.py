@@ -14,7 +14,7 @@ from aioflow.commit import Effect
 from aioflow.engine.keys import Queue
 from aioflow.engine.records import Settlement
 from aioflow.engine.store import Store
-from tests.integration.scripts.state import NOW, lease, look, plant, submit
+from tests.integration.scripts.state import NOW, data_of, look, plant, start
 
 LARGEST = 2**53
 EMPTY: dict[str, Callable[..., Any]] = {"zset": dict, "hash": dict, "set": set, "string": str}
@@ -179,8 +179,7 @@ async def test_all_effects_of_a_job_land_or_none(
     model = Model({name: (kind, EMPTY[kind](content)) for name, (kind, content) in held.items()})
     await plant(clocked, queue, {f"d:{name}": content for name, (_, content) in held.items()})
     ids = [f"j{number}" for number in range(len(jobs))]
-    await submit(clocked, queue, ids)
-    await lease(clocked, queue, "r.1")
+    await start(clocked, queue, ids)
     settlements = [
         Settlement(job_id, "r.1", kind, effects=effects) for job_id, (kind, effects) in zip(ids, jobs, strict=True)
     ]
@@ -189,9 +188,7 @@ async def test_all_effects_of_a_job_land_or_none(
     assert [answer == 1 for answer in answers] == expected
     assert all(answer == 1 or str(answer).startswith("effect ") for answer in answers)
     state = await look(clocked, queue)
-    assert {part: content for part, content in state.items() if part.startswith("d:")} == {
-        f"d:{name}": content for name, (_, content) in model.data.items()
-    }
+    assert data_of(state) == {f"d:{name}": content for name, (_, content) in model.data.items()}
     for job_id, (kind, _), landed in zip(ids, jobs, expected, strict=True):
         part = {"done": "done", "dead": "dead", "retry": "scheduled"}[kind] if landed else "dead"
         assert job_id in state[part]

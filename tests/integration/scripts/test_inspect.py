@@ -7,8 +7,20 @@ import pytest
 from aioflow.engine.keys import Queue
 from aioflow.engine.store import Store
 from aioflow.errors import ProtocolError
-from aioflow.job import JobInfo, State
-from tests.integration.scripts.state import NOW, STEP, finished, keys, look, plant, ready, row, running, scheduled
+from aioflow.job import Failure, JobInfo, State
+from tests.integration.scripts.state import (
+    NOW,
+    STEP,
+    finished,
+    history,
+    keys,
+    look,
+    plant,
+    ready,
+    row,
+    running,
+    scheduled,
+)
 
 SUBMITTED, STARTED = NOW - 100, NOW - 50
 PLACE = 7 * STEP + NOW - 100
@@ -68,6 +80,20 @@ async def test_every_state(clocked: Store, queue: Queue, known: JobInfo) -> None
     await plant(clocked, queue, JOBS)
     assert await clocked.inspect(queue, [known.id]) == [known]
     assert await look(clocked, queue) == JOBS
+
+
+async def test_how_it_failed_and_how_far_it_is(clocked: Store, queue: Queue) -> None:
+    failures = [(NOW - 9, '{"error": "E", "message": "m", "attempt": 1, "worker": "r"}'), (NOW - 5, '{"error": "F"}')]
+    described = {"history": {"runs": history(*failures)}, "progress": {"runs": '{"done": 3}', "fine": "7"}}
+    await plant(clocked, queue, JOBS | described)
+    runs, fine, back = await clocked.inspect(queue, ["runs", "fine", "back"])
+    assert runs is not None
+    assert fine is not None
+    assert back is not None
+    assert runs.history == (Failure("E", "m", "", 1, "r", NOW - 9), Failure("F", "", at_ms=NOW - 5))
+    assert [runs.progress, fine.progress, back.progress] == [b'{"done": 3}', b"7", None]
+    assert (fine.history, back.history) == ((), ())
+    assert await look(clocked, queue) == JOBS | described
 
 
 async def test_answers_come_in_the_order_of_the_questions(clocked: Store, queue: Queue) -> None:

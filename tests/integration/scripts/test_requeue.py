@@ -2,53 +2,44 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pytest
 
 from aioflow.engine.keys import Queue
 from aioflow.engine.records import Settlement
 from aioflow.engine.store import Store
-from aioflow.errors import ProtocolError
 from tests.conftest import Clock
 from tests.integration.scripts.state import (
+    CANCELLED,
     NOW,
     STEP,
-    State,
-    dump,
+    Case,
     finished,
+    history,
     keys,
     lease,
     look,
     new,
     plant,
     ready,
+    refused,
     row,
     running,
     scheduled,
-    submit,
+    start,
 )
 
 OLD = 5 * STEP + NOW - 999
 DEAD = finished("dead", "a", NOW - 50, row("r.1", 6, 4, 2, OLD), '{"error":"E"}', submitted=NOW - 99, started=NOW - 60)
-ALIVE = ready("a", 5 * STEP + NOW, row("requeue/r.1", 6, 0, 0, 5 * STEP + NOW))
+ALIVE = ready("a", 5 * STEP + NOW, row("requeue/r.1", 6, 0, 0, 5 * STEP + NOW)) | {
+    "history": {"a": history((NOW, '{"error":"E"}'))}
+}
+TEN = history(*((NOW - at, '{"error": "F"}') for at in range(10, 0, -1)))
 OTHERS = keys(
     ready("p", claim=row("release/r.1")),
     scheduled("q", NOW, row("retry/r.1")),
     running("r", NOW + 9, row("r.1")),
     finished("done", "s", NOW, row("r.1")),
 )
-
-
-@dataclass(frozen=True)
-class Case:
-    """A requeue at NOW."""
-
-    name: str
-    before: State
-    jobs: list[tuple[str, str]]
-    answers: list[bool]
-    after: State
 
 
 CASES = [
@@ -82,6 +73,25 @@ CASES = [
         keys(ALIVE, OTHERS, finished("dead", "b", NOW, row("r.2")), totals={"requeued": 1}, bell=True),
     ),
     Case(
+        "what it died of joins its earlier failures, of which the last ten are kept",
+        keys(DEAD, history={"a": TEN}),
+        [("a", "r.1")],
+        [True],
+        keys(
+            ALIVE,
+            history={"a": TEN.partition("\n")[2] + "\n" + history((NOW, '{"error":"E"}'))},
+            totals={"requeued": 1},
+            bell=True,
+        ),
+    ),
+    Case(
+        "a death may be told in lines, a history is not",
+        keys(finished("dead", "a", NOW - 50, row("r.1", 6, 4, 2, OLD), '{"error":\r\n\n"E"}')),
+        [("a", "r.1")],
+        [True],
+        keys(ALIVE, totals={"requeued": 1}, bell=True),
+    ),
+    Case(
         "a bound holds back submits only",
         keys(DEAD, bound=0),
         [("a", "r.1")],
@@ -101,10 +111,10 @@ CASES = [
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 async def test_requeue(clocked: Store, queue: Queue, clock: Clock, case: Case) -> None:
     await plant(clocked, queue, case.before)
-    assert await clocked.requeue(queue, case.jobs) == case.answers
+    assert await clocked.requeue(queue, case.asked) == case.answers
     assert await look(clocked, queue) == case.after
     clock.ms += 5
-    assert await clocked.requeue(queue, case.jobs) == case.answers, "a repeat hears the same"
+    assert await clocked.requeue(queue, case.asked) == case.answers, "a repeat hears the same"
     assert await look(clocked, queue) == case.after
 
 
@@ -143,8 +153,7 @@ async def test_a_requeued_job_stands_behind_those_in_line(clocked: Store, queue:
 
 
 async def test_a_job_dead_of_its_crashes_can_be_requeued_by_what_inspect_says(clocked: Store, queue: Queue) -> None:
-    await submit(clocked, queue, "a")
-    await lease(clocked, queue, "r.1", lease_ms=0)
+    await start(clocked, queue, "a", lease_ms=0)
     assert (await clocked.reap(queue, most_crashes=1, longest_ms=1000)).dead == 1
     (info,) = await clocked.inspect(queue, ["a"])
     assert info is not None
@@ -171,14 +180,35 @@ async def test_a_token_that_is_none_does_not_spoil_the_row(clocked: Store, queue
 async def test_a_foreign_row_is_refused_before_a_write(clocked: Store, queue: Queue) -> None:
     before = keys(DEAD, finished("dead", "b", NOW, "r.1:nonsense"))
     await plant(clocked, queue, before)
-    with pytest.raises(ProtocolError, match="foreign row of job b"):
+    async with refused(clocked, queue, "foreign row of job b"):
         await clocked.requeue(queue, [("a", "r.1"), ("b", "r.1")])
-    assert await dump(clocked, queue) == before
+
+
+async def test_a_cancelled_job_lives_again_by_what_inspect_says_and_that_once(
+    clocked: Store, queue: Queue, clock: Clock
+) -> None:
+    await clocked.submit([new(queue, "a")])
+    assert await clocked.cancel(queue, ["a"], "channel:") == [2]
+    (info,) = await clocked.inspect(queue, ["a"])
+    assert info is not None
+    clock.ms += 1
+    assert await clocked.requeue(queue, [("a", info.token)]) == [True]
+    assert (await look(clocked, queue))["history"] == {"a": history((NOW + 1, CANCELLED))}
+    assert await clocked.cancel(queue, ["a"], "channel:") == [2]
+    before = await look(clocked, queue)
+    assert await clocked.requeue(queue, [("a", info.token)]) == [False], "that was another death"
+    assert await look(clocked, queue) == before
+
+
+async def test_1000_jobs_live_again(clocked: Store, queue: Queue) -> None:
+    ids = [f"j{number:04}" for number in range(1000)]
+    await plant(clocked, queue, keys(*(finished("dead", job_id, NOW, row("r.1")) for job_id in ids)))
+    assert await clocked.requeue(queue, [(job_id, "r.1") for job_id in ids]) == [True] * 1000
+    assert len((await look(clocked, queue))["history"]) == 1000
 
 
 @pytest.mark.parametrize("count", [0, 1001])
 async def test_other_counts_are_refused(clocked: Store, queue: Queue, count: int) -> None:
     await plant(clocked, queue, keys(DEAD))
-    with pytest.raises(ProtocolError, match="requeue takes 1 to 1000 jobs"):
+    async with refused(clocked, queue, "requeue takes 1 to 1000 jobs"):
         await clocked.requeue(queue, [("a", "r.1")] * count)
-    assert await look(clocked, queue) == keys(DEAD)

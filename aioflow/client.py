@@ -1,0 +1,412 @@
+"""What can be asked of a started runtime: submit, wait, look, cancel, requeue, pause.
+
+It owns nothing of the runtime's life; `Runtime` sets its parts when it starts. Everything here raises StoreUnavailable
+where Redis is away, and ConfigError before the start and after the stop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine, Sequence
+from concurrent import futures
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from redis.asyncio import Redis
+
+from aioflow.commit import check_priority
+from aioflow.engine import codec, scripts
+from aioflow.engine.inbox import Inbox
+from aioflow.engine.keys import Queue, check_namespace, data_key, runtime_channels
+from aioflow.engine.records import NewJob, Overview, Sizes
+from aioflow.engine.results import Results
+from aioflow.engine.store import Store
+from aioflow.engine.submitter import Submitter
+from aioflow.errors import (
+    AioflowError,
+    CodecError,
+    ConfigError,
+    IdConflict,
+    JobCancelled,
+    JobFailed,
+    NotFound,
+    QueueFull,
+    StoreUnavailable,
+)
+from aioflow.job import Handle, JobInfo, State, check_id, new_id
+from aioflow.service import DEFAULT_PRIORITY, LONGEST_WAIT, Service, Task
+from aioflow.settings import Settings, check_durability
+from aioflow.timeline import LARGEST_MS, Page, page
+
+T = TypeVar("T")
+Part = Literal["scheduled", "open", "ready", "started", "done", "dead"]
+MANY = 1000
+"""Jobs that submit_many has in the line at a time."""
+LOOK_SECONDS = 0.5
+"""How often a thread that waits looks whether the loop that is to answer it is still there."""
+PLACE_STEP = 2**42
+"""A place in the line of ready jobs is priority * this + UTC ms."""
+
+
+class Client:
+    """The calls that a started runtime answers."""
+
+    def __init__(self, services: Sequence[Service], settings: Settings) -> None:
+        self.settings = settings
+        self.namespace = check_namespace(settings.namespace)
+        self.services = {service.name: service for service in services}
+        if len(self.services) != len(services):
+            raise ConfigError(f"two services share a name: {sorted(service.name for service in services)}")
+        self.durability = "memory"
+        """What a receipt means unless a submit says otherwise; known once started."""
+        self._queues = {
+            task: Queue(self.namespace, service.name, task.name)
+            for service in services
+            for task in service.tasks.values()
+        }
+        self._store: Store | None = None
+        self._submitter: Submitter | None = None
+        self._results: Results | None = None
+        self._inbox: Inbox | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread_id = 0
+
+    # ---- submitting
+
+    async def submit(
+        self,
+        task: Task[Any, Any] | str,
+        payload: Any = None,
+        *,
+        delay: float = 0.0,
+        at: datetime | None = None,
+        id: str | None = None,
+        priority: int = DEFAULT_PRIORITY,
+        durability: str | None = None,
+    ) -> Handle[Any]:
+        """As `Task.submit`, for a task or its name "service.task"."""
+        found = self.task(task)
+        envelope = codec.encode_payload(found.signature.payload, payload, found.full_name)
+        return await self._submit(found, envelope, delay, at, id, priority, durability)
+
+    async def submit_many(
+        self,
+        task: Task[Any, Any] | str,
+        payloads: Sequence[Any],
+        *,
+        ids: Sequence[str] | None = None,
+        delay: float = 0.0,
+        at: datetime | None = None,
+        priority: int = DEFAULT_PRIORITY,
+        durability: str | None = None,
+    ) -> list[Handle[Any] | AioflowError]:
+        """As `Task.submit_many`, for a task or its name "service.task"."""
+        found = self.task(task)
+        if ids is not None and len(ids) != len(payloads):
+            raise ConfigError(f"submit_many {found.full_name}: {len(ids)} ids for {len(payloads)} payloads")
+
+        def encoded(payload: Any) -> bytes | CodecError:
+            try:
+                return codec.encode_payload(found.signature.payload, payload, found.full_name)
+            except CodecError as error:
+                return error
+
+        async def one(envelope: bytes | CodecError, job_id: str | None) -> Handle[Any] | AioflowError:
+            if isinstance(envelope, CodecError):
+                return envelope
+            try:
+                return await self._submit(found, envelope, delay, at, job_id, priority, durability)
+            except AioflowError as error:
+                return error
+
+        answers: list[Handle[Any] | AioflowError] = []
+        for first in range(0, len(payloads), MANY):
+            # All of them before the first is sent: what a validator raises by mistake must not lose anybody's handles.
+            envelopes = [encoded(payload) for payload in payloads[first : first + MANY]]
+            some_ids = [None] * len(envelopes) if ids is None else ids[first : first + MANY]
+            some = await asyncio.gather(*map(one, envelopes, some_ids))
+            if first == 0 and all(isinstance(answer, ConfigError) for answer in some):
+                raise some[0]  # type: ignore[misc]  # it is wrong with all of them
+            answers += some
+        return answers
+
+    def submit_sync(self, task: Task[Any, Any] | str, payload: Any = None, **options: Any) -> Handle[Any]:
+        """As `submit`, for threads and synchronous programs; not for the runtime's own thread."""
+        return self.call_sync(self.submit(task, payload, **options))
+
+    async def submit_json(
+        self,
+        task: Task[Any, Any],
+        body: bytes,
+        *,
+        job_id: str | None = None,
+        delay: float = 0.0,
+        at: datetime | None = None,
+        priority: int = DEFAULT_PRIORITY,
+        durability: str | None = None,
+    ) -> Handle[Any]:
+        """Submit a payload given as JSON. Raises pydantic.ValidationError where it does not fit, and as `submit`."""
+        adapter = task.signature.payload
+        payload = codec.NOTHING if adapter is None else adapter.dump_json(adapter.validate_json(body))
+        envelope = codec.seal(payload, task.full_name)
+        return await self._submit(task, envelope, delay, at, job_id, priority, durability)
+
+    async def _submit(
+        self,
+        task: Task[Any, Any],
+        envelope: bytes,
+        delay: float,
+        at: datetime | None,
+        job_id: str | None,
+        priority: int,
+        durability: str | None,
+    ) -> Handle[Any]:
+        priority = check_priority(f"submit {task.full_name}", priority)
+        due = "0" if at is None and not delay else due_of(task.full_name, delay, at)
+        found_id = new_id() if job_id is None else check_id(job_id)
+        if self._submitter is None:
+            raise ConfigError(f"submit {task.full_name}: the runtime is not running")
+        receipt = self.durability if durability is None else check_durability(durability)
+        job = NewJob(self._queues[task], found_id, envelope, priority, due)
+        try:
+            answer = await self._submitter.submit(job, len(envelope), receipt)
+        except StoreUnavailable as error:
+            raise StoreUnavailable(f"submit {task.full_name} {found_id}: {error}", job_id=found_id) from error
+        if answer == -1:
+            raise IdConflict(task.full_name, found_id)
+        if answer == -2:
+            raise QueueFull(task.full_name, bound=task.options.bound or 0, job_id=found_id)
+        return Handle(found_id, task.full_name, answer == 1, self)
+
+    def call_sync(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on the runtime's loop and wait for it, from another thread.
+
+        Raises ConfigError from the loop's own thread, or where the runtime is not running, and StoreUnavailable where
+        it stops meanwhile.
+        """
+        loop, answer = self._loop, None
+        if loop is not None and not loop.is_closed():
+            if threading.get_ident() == self._thread_id:
+                coroutine.close()
+                raise ConfigError("a synchronous call: await it in the runtime's own thread")
+            with suppress(RuntimeError):  # it has closed since
+                answer = asyncio.run_coroutine_threadsafe(coroutine, loop)
+        try:
+            # A loop that closes forgets what has come in its last moment, and would leave this thread waiting for ever.
+            while answer is not None and not futures.wait([answer], LOOK_SECONDS).done:
+                if loop is None or loop.is_closed():
+                    break
+            if answer is not None and answer.done():
+                return answer.result()
+        except futures.CancelledError:
+            raise StoreUnavailable("the runtime stopped meanwhile; it may or may not have been done") from None
+        except BaseException:
+            if answer is not None:
+                answer.cancel()
+            raise
+        coroutine.close()
+        raise ConfigError("a synchronous call: the runtime is not running")
+
+    # ---- one job
+
+    async def inspect(self, task_name: Task[Any, Any] | str, job_id: str) -> JobInfo:
+        """What is known of a job now. Raises NotFound."""
+        task = self.task(task_name)
+        (info,) = await self._live_store().inspect(self._queues[task], [job_id])
+        if info is None:
+            raise NotFound(task.full_name, job_id)
+        return info
+
+    async def inspect_many(self, task: Task[Any, Any] | str, ids: Sequence[str]) -> list[JobInfo | None]:
+        """What is known of up to 1,000 jobs as one moment; None for those of which nothing is kept."""
+        return await self._live_store().inspect(self._queues[self.task(task)], ids) if ids else []
+
+    async def wait_result(self, task_name: str, job_id: str, timeout: float | None) -> Any:
+        """As `Handle.result`."""
+        task = self.task(task_name)
+        if self._results is None or self._inbox is None:
+            raise ConfigError("the runtime is not running")
+        state, result = await self._results.wait(self._inbox, self._queues[task], job_id, timeout)
+        if state is State.DEAD:
+            failure = codec.decode_failure(result)
+            # A handler may raise a JobCancelled as well, of a job that it waited for: that one has a traceback.
+            cancelled = failure.error == JobCancelled.__name__ and not failure.traceback
+            kind = JobCancelled if cancelled else JobFailed
+            raise kind(
+                job_id,
+                error=failure.error,
+                message=failure.message,
+                traceback=failure.traceback,
+                attempt=failure.attempt,
+                worker=failure.worker,
+            )
+        return codec.decode_result(task.signature.result, result)
+
+    async def cancel(self, task_name: Task[Any, Any] | str, job_id: str) -> bool:
+        """As `Handle.cancel`."""
+        task = self.task(task_name)
+        (answer,) = await self._live_store().cancel(self._queues[task], [job_id], runtime_channels(self.namespace))
+        if answer == -1:
+            raise NotFound(task.full_name, job_id)
+        return answer > 0
+
+    async def requeue(self, task_name: Task[Any, Any] | str, job_id: str) -> bool:
+        """Give a dead job a new life; False where it is not dead. Raises NotFound."""
+        task = self.task(task_name)
+        info = await self.inspect(task, job_id)
+        if info.state is not State.DEAD:
+            return False
+        (requeued,) = await self._live_store().requeue(self._queues[task], [(job_id, info.token)])
+        return requeued
+
+    # ---- many jobs
+
+    async def requeue_many(self, task: Task[Any, Any] | str, jobs: Sequence[JobInfo]) -> list[bool]:
+        """Give up to 1,000 dead jobs a new life; False where one is not dead, or not by the death that was seen."""
+        fences = [(job.id, job.token) for job in jobs]
+        return await self._live_store().requeue(self._queues[self.task(task)], fences) if fences else []
+
+    async def cancel_many(self, task: Task[Any, Any] | str, ids: Sequence[str]) -> list[int]:
+        """Cancel up to 1,000 jobs; per job 2 cancelled, 1 its holder is asked, 0 finished already, -1 unknown."""
+        queue, channels = self._queues[self.task(task)], runtime_channels(self.namespace)
+        return await self._live_store().cancel(queue, ids, channels) if ids else []
+
+    # ---- a queue
+
+    async def pause(self, task: Task[Any, Any] | str) -> bool:
+        """Let no runtime claim the task's jobs; what runs goes on. False where it was paused already."""
+        return await self._live_store().pause(self._queues[self.task(task)], paused=True)
+
+    async def resume(self, task: Task[Any, Any] | str) -> bool:
+        """Let the task's jobs be claimed again. False where it was not paused."""
+        return await self._live_store().pause(self._queues[self.task(task)], paused=False)
+
+    async def sizes(self, task: Task[Any, Any] | str) -> Sizes:
+        """How many jobs a task's queue holds in each state."""
+        return await self._live_store().sizes(self._queues[self.task(task)])
+
+    async def totals(self, task: Task[Any, Any] | str) -> dict[str, int]:
+        """How many of a task's jobs were ever submitted, done, dead and so on; counters that only grow."""
+        return await self._live_store().totals(self._queues[self.task(task)])
+
+    async def overview(self, task: Task[Any, Any] | str) -> Overview:
+        """What a task's queue holds, what it has done, and how many runtimes run its jobs; as one moment."""
+        return await self._live_store().overview(self._queues[self.task(task)])
+
+    async def jobs_page(
+        self,
+        task: Task[Any, Any] | str,
+        part: Part,
+        *,
+        since_ms: int = 0,
+        until_ms: int = LARGEST_MS,
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> Page:
+        """Ids of a task's jobs, oldest first.
+
+        `part` is "open" (unfinished, by submission), "scheduled" (by due time), "ready" (in the order of the line, by
+        the time of their places), "started" (running, by start), "done" or "dead" (by their end).
+        """
+        key = self._queues[self.task(task)].keys[part]
+        store = self._live_store()
+
+        async def read(since: int, until: int, most: int, after: tuple[int, str] | None) -> list[tuple[str, int]]:
+            entries: list[tuple[str, int]] = []
+            for first, beyond in scores_of(part, since, until):
+                if len(entries) < most:
+                    entries += await store.page(key, first, beyond, most - len(entries), after)
+            return entries
+
+        found = await page(read, since_ms, until_ms, limit, cursor)
+        if part != "ready":
+            return found
+        return Page([(job_id, place % PLACE_STEP) for job_id, place in found.entries], found.cursor)
+
+    async def jobs_count(
+        self, task: Task[Any, Any] | str, part: Part, *, since_ms: int = 0, until_ms: int = LARGEST_MS
+    ) -> int:
+        """How many of a task's jobs `jobs_page` would list in all."""
+        key, store = self._queues[self.task(task)].keys[part], self._live_store()
+        return sum([await store.count(key, first, beyond) for first, beyond in scores_of(part, since_ms, until_ms)])
+
+    # ---- a service's own data
+
+    @property
+    def redis(self) -> Redis:
+        """The shared client; without driver retries, answers are bytes."""
+        return self._live_store().redis
+
+    def key(self, service: Service, name: str) -> str:
+        """The Redis key that an effect named `name` writes."""
+        return data_key(self.namespace, service.name, name)
+
+    async def run_script(
+        self, service: Service, path: Path, keys: Sequence[str], args: Sequence[str | bytes | float]
+    ) -> Any:
+        """As calling what `Service.script` gives."""
+        store = self._live_store()
+        script = scripts.load_file(path, plain=store.in_memory)
+        words = [arg if isinstance(arg, (str, bytes)) else repr(arg) for arg in args]
+        return await store.run_script(script, [self.key(service, key) for key in keys], words)
+
+    def timelines(self) -> Client:
+        """Where timelines are read."""
+        return self
+
+    async def timeline_page(
+        self, service: str, name: str, since_ms: int, until_ms: int, limit: int, after: tuple[int, str] | None
+    ) -> list[tuple[str, int]]:
+        """For Timeline.page."""
+        return await self._live_store().page(data_key(self.namespace, service, name), since_ms, until_ms, limit, after)
+
+    async def timeline_count(self, service: str, name: str, since_ms: int, until_ms: int) -> int:
+        """For Timeline.count."""
+        return await self._live_store().count(data_key(self.namespace, service, name), since_ms, until_ms)
+
+    def now_ms(self) -> int:
+        """The server's UTC milliseconds, as last heard and carried on by the monotonic clock."""
+        return self._live_store().clock.expected_ms()
+
+    # ---- what it holds
+
+    def task(self, task: Task[Any, Any] | str) -> Task[Any, Any]:
+        """The task of that name. Raises ConfigError where this runtime does not hold it."""
+        if isinstance(task, Task) and task in self._queues:
+            return task
+        for known in self._queues:
+            if known.full_name == task:
+                return known
+        raise ConfigError(f"this runtime holds no task {task}; it holds {sorted(t.full_name for t in self._queues)}")
+
+    def holds(self, service: Service) -> bool:
+        """Whether the service is one of this runtime's."""
+        return self.services.get(service.name) is service
+
+    def _live_store(self) -> Store:
+        if self._store is None:
+            raise ConfigError("the runtime is not running")
+        return self._store
+
+
+def scores_of(part: Part, since_ms: int, until_ms: int) -> list[tuple[int, int]]:
+    """The scores of a time range in a queue's set: in the line of ready jobs, a range for each priority."""
+    steps = range(10) if part == "ready" else range(1)
+    return [(step * PLACE_STEP + since_ms, step * PLACE_STEP + until_ms) for step in steps]
+
+
+def due_of(what: str, delay: float, at: datetime | None) -> str:
+    """When a job is due, as the submit script takes it. Raises ConfigError."""
+    if at is None:
+        if not 0 <= delay <= LONGEST_WAIT:
+            raise ConfigError(f"submit {what}: delay={delay!r} is 0 seconds to 366 days")
+        return f"+{int(delay * 1000)}"
+    if delay or at.utcoffset() is None:
+        raise ConfigError(f"submit {what}: at={at!r} is a datetime with a zone, and stands alone, without delay=")
+    at_ms = int(at.timestamp() * 1000)
+    if not 0 < at_ms < LARGEST_MS:
+        raise ConfigError(f"submit {what}: at={at!r} is not between 1970 and 2109")
+    return str(at_ms)

@@ -1,0 +1,54 @@
+"""A leased job in this process, from its claim until its settle: the one record that travels through the loop."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from aioflow.engine.records import Leased
+
+
+class Stop(Enum):
+    """Why a running handler is being cancelled."""
+
+    TIMEOUT = auto()
+    LEASE_LOST = auto()
+    RUNTIME = auto()
+    CANCELLED = auto()
+
+
+@dataclass(slots=True, eq=False)
+class Attempt:
+    """A leased job in this process, itself and no other of the same job. Times are monotonic seconds."""
+
+    job: Leased
+    lease_until: float
+    """Written by the lease keeper."""
+    renew_at: float
+    """Written by the lease keeper, and by the runtime when a test has moved its clock."""
+    task: asyncio.Task[None] | None = None
+    thread: threading.Thread | None = None
+    """Where its handler runs, if that is a thread: it cannot be cancelled."""
+    stop: Stop | None = None
+    """Written by whoever cancels the handler, before it does."""
+    lost: bool = False
+    """Written by the lease keeper: the lease is over, or its end is being seen to."""
+    waiting: bool = False
+    """Its handler has not started yet: on its last chance, or while its process comes up. Its time does not run."""
+    begin: Callable[[], None] = field(default=lambda: None)
+    """Ends the waiting; set by the pool."""
+
+    begun: bool = False
+    """Whether its task has taken its first step; a task that is cancelled before it runs nothing, not even cleanup."""
+
+    def cancel(self, why: Stop) -> None:
+        """Cancel the handler, once; a lost lease overrules every other reason."""
+        if self.task is None or self.stop is why:
+            return
+        if self.stop is None and self.begun:
+            self.task.cancel(why.name.lower())
+        if self.stop is None or why is Stop.LEASE_LOST:
+            self.stop = why

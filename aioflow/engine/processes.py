@@ -1,0 +1,255 @@
+"""Processes for handlers that are CPU-heavy: a capped number, each of which runs one job at a time.
+
+A process is started when a job needs one, is kept for the next job, and is killed with its job: by the time limit, a
+cancel or a stop. Whoever waits for a call hears of its end only when the process is dead, so a job that is given back
+does not run twice at once. A process whose parent dies ends itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import multiprocessing
+import os
+import pickle
+import signal
+import threading
+import traceback
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing.connection import Connection
+from multiprocessing.connection import wait as wait_for
+from typing import Any
+
+from aioflow.commit import Commit, Effect
+from aioflow.engine.attempt import Attempt
+from aioflow.engine.codec import encode_emit
+from aioflow.job import Job
+from aioflow.service import Task
+
+CONTEXT = multiprocessing.get_context("spawn")
+"""A fork of a process with threads and an event loop may hang in any lock that one of them held."""
+
+
+START_SECONDS = 60.0
+"""How long a process may take to start and to import its handler."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a process is told to do: the handler is found by the names of its module and its function."""
+
+    module: str
+    function: str
+    payload: Any
+    job_id: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came of a call."""
+
+    result: Any = None
+    error: Exception | None = None
+    traceback: str = ""
+    effects: list[Effect] = field(default_factory=list)
+    failure_effects: list[Effect] = field(default_factory=list)
+
+
+class RemoteTraceback(Exception):
+    """The traceback of an exception that came from a process; its text is shown as the cause."""
+
+
+class ProcessDied(Exception):
+    """The process of a handler died, by a signal or an exit of its own."""
+
+
+class Worker:
+    """One process and the pipe to it; used by one thread at a time."""
+
+    def __init__(self) -> None:
+        self.connection, theirs = CONTEXT.Pipe()
+        self.process = CONTEXT.Process(target=answer_calls, args=(theirs,), name="aioflow cpu worker", daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def call(self, message: bytes, seconds: float | None = None) -> bytes:
+        """Send a call and wait for its answer, `seconds` at most. Raises ProcessDied."""
+        try:
+            self.connection.send_bytes(message)
+            if not self.connection.poll(seconds):
+                self.end()
+                raise ProcessDied(f"the process of the handler did not come up within {seconds:g} s")
+            return self.connection.recv_bytes()
+        except (EOFError, OSError) as error:
+            self.end()
+            raise ProcessDied(f"the process of the handler died, exit code {self.process.exitcode}") from error
+
+    def end(self) -> None:
+        """Kill the process and wait for its end."""
+        self.process.kill()
+        self.process.join()
+        self.connection.close()
+
+
+class Busy:
+    """The worker of one call, which may be killed at any moment of it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._worker: Worker | None = None
+        self._killed = False
+
+    def begin(self, worker: Worker) -> None:
+        """Name the worker; a call that was killed before it had one gets a dead one."""
+        with self._lock:
+            self._worker = worker
+            if self._killed:
+                worker.process.kill()
+
+    def end(self) -> bool:
+        """The call is answered; whether its worker lives on."""
+        with self._lock:
+            self._worker = None
+            return not self._killed
+
+    def kill(self) -> None:
+        """Kill the worker, if the call has one yet; it will get none that lives."""
+        with self._lock:
+            self._killed = True
+            if self._worker is not None:
+                self._worker.process.kill()
+
+
+class ProcessPool:
+    """At most so many processes; callers see to it that no more calls are under way."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._threads = ThreadPoolExecutor(most, thread_name_prefix="aioflow cpu call")
+        self._lock = threading.Lock()
+        self._idle: list[Worker] = []  # like _closed, under the lock
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<ProcessPool idle={len(self._idle)} of {self._most}>"
+
+    async def run(self, task: Task[Any, Any], payload: Any, job: Job, attempt: Attempt) -> Any:
+        """Call the task's handler in a process; its effects go to the job. Cancelled, it kills the process first.
+
+        The attempt waits until there is a process that has imported the handler.
+        """
+        handler = task.handler
+        message = pickle.dumps(Call(handler.__module__, handler.__qualname__, payload, job.id, job.attempt))
+        busy = Busy()
+        loop = asyncio.get_running_loop()
+        attempt.waiting = True
+        calling = loop.run_in_executor(
+            self._threads,
+            self._call,
+            busy,
+            handler.__module__,
+            message,
+            partial(loop.call_soon_threadsafe, attempt.begin),
+        )
+        try:
+            answer: Answer = pickle.loads(await asyncio.shield(calling))  # noqa: S301 - from our own process
+        except asyncio.CancelledError:
+            busy.kill()
+            await asyncio.wait([calling])
+            if not calling.cancelled():
+                calling.exception()  # it says that the process died, as it should
+            raise
+        job.commit.effects.extend(answer.effects)
+        job.commit.failure_effects.extend(answer.failure_effects)
+        if answer.error is not None:
+            raise answer.error from (RemoteTraceback(answer.traceback) if answer.traceback else None)
+        return answer.result
+
+    def _call(self, busy: Busy, module: str, message: bytes, begin: Callable[[], object]) -> bytes:
+        with self._lock:
+            worker = self._idle.pop() if self._idle else None
+        if worker is None:
+            worker = Worker()
+            busy.begin(worker)
+            worker.call(pickle.dumps(module), START_SECONDS)
+        else:
+            busy.begin(worker)
+        begin()
+        answer = worker.call(message)
+        with self._lock:
+            kept = busy.end() and not self._closed
+            if kept:
+                self._idle.append(worker)
+        if not kept:
+            worker.end()
+        return answer
+
+    def close(self) -> None:
+        """End the idle processes; those that are busy end with their calls."""
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+        for worker in idle:
+            worker.end()
+        self._threads.shutdown(wait=False)
+
+
+# ---- in the process
+
+
+def answer_calls(connection: Connection) -> None:
+    """Answer calls until the parent closes the pipe or dies."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    threading.Thread(target=end_with_parent, name="aioflow watch of the parent", daemon=True).start()
+    with contextlib.suppress(EOFError):
+        module = pickle.loads(connection.recv_bytes())  # noqa: S301 - from the parent
+        with contextlib.suppress(Exception):  # the call says what is wrong with it
+            importlib.import_module(module)
+        connection.send_bytes(b"")
+        while True:
+            answer = answer_call(pickle.loads(connection.recv_bytes()))  # noqa: S301 - from the parent
+            connection.send_bytes(packed(answer))
+
+
+def end_with_parent() -> None:
+    """End this process when its parent dies: its job is another's by then."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait_for([parent.sentinel])
+        os._exit(1)
+
+
+def answer_call(call: Call) -> Answer:
+    """Call the handler."""
+    try:
+        task: Any = importlib.import_module(call.module)
+        for name in call.function.split("."):
+            task = getattr(task, name)
+    except Exception as error:  # noqa: BLE001 - a module may raise anything when it is imported
+        return Answer(error=error, traceback=traceback.format_exc())
+    if not isinstance(task, Task):
+        return Answer(error=TypeError(f"{call.module}.{call.function} is no task in a process of its own"))
+    tasks = {known.full_name: known for known in task.service.tasks.values()}
+    commit = Commit(task.service.name, encode_emit(tasks.get))
+    job = Job(call.job_id, call.attempt, commit, None, task.full_name)
+    try:
+        result = task.handler(*task.signature.arguments(call.payload, job))
+    except Exception as error:  # noqa: BLE001 - carried over to the parent
+        return Answer(None, error, traceback.format_exc(), commit.effects, commit.failure_effects)
+    return Answer(result, None, "", commit.effects, commit.failure_effects)
+
+
+def packed(answer: Answer) -> bytes:
+    """An answer as bytes; what cannot be carried over is said as a plain error."""
+    try:
+        message = pickle.dumps(answer)
+        pickle.loads(message)  # noqa: S301 - some exceptions can be packed and not unpacked
+    except Exception as error:  # noqa: BLE001 - a class may do anything when it is pickled
+        what = repr(answer.error) if answer.error is not None else f"its result cannot be carried over: {error!r}"
+        return pickle.dumps(Answer(None, RuntimeError(what), answer.traceback, [], answer.failure_effects))
+    return message

@@ -1,0 +1,96 @@
+"""Group commit of submits: a line per durability, and the claims that ride along."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
+
+from aioflow.engine.claimer import Claimer
+from aioflow.engine.coalescer import Coalescer
+from aioflow.engine.keys import Queue
+from aioflow.engine.records import Durability, NewJob
+from aioflow.engine.store import FSYNC_NEEDS, Store, replicas_of
+from aioflow.errors import ConfigError
+
+IN_FLIGHT = 100
+"""Per flush, of two: 75,000 submits/s of 200 submitters, against 38,000 by one flush of them all (2 cores)."""
+
+
+class Submitter:
+    """Sends jobs. `spawn` runs a loop for as long as the runtime lives."""
+
+    def __init__(
+        self,
+        store: Store,
+        claimers: Mapping[Queue, Claimer],
+        spawn: Callable[[Coroutine[Any, Any, None], str], object],
+    ) -> None:
+        self._store = store
+        self._claimers = claimers
+        self._spawn = spawn
+        self._lines: dict[Durability, Coalescer[NewJob, int]] = {}
+
+    def __repr__(self) -> str:
+        return f"<Submitter {list(self._lines.values())}>"
+
+    async def choose(self, asked: Durability | None) -> Durability:
+        """What a runtime's receipts mean: what is asked, if the server gives it, else the best it does."""
+        if asked is None:
+            asked = "fsync" if await self._store.fsyncs() else "memory"
+        else:
+            await self._check(asked)
+        self._open(asked)
+        return asked
+
+    async def submit(self, job: NewJob, size: int, durability: Durability) -> int:
+        """As Store.submit, for one job of so many bytes. Raises ConfigError for a durability that is not to be had."""
+        line = self._lines.get(durability)
+        if line is None:
+            await self._check(durability)
+            line = self._open(durability)
+        return await line.put(job, size)
+
+    async def drain(self) -> None:
+        """Wait until everything has been sent and answered."""
+        for line in list(self._lines.values()):
+            await line.drain()
+
+    def _open(self, durability: Durability) -> Coalescer[NewJob, int]:
+        line = self._lines.get(durability)
+        if line is None:
+
+            async def flush(jobs: list[NewJob]) -> list[int]:
+                return await self._flush(jobs, durability)
+
+            line = Coalescer(f"submit {durability}", flush, flights=2, most_items=IN_FLIGHT)
+            self._lines[durability] = line
+            self._spawn(line.run(), f"submits {durability}")
+        return line
+
+    async def _flush(self, jobs: list[NewJob], durability: Durability) -> list[int]:
+        claimers = {self._claimers[job.queue] for job in jobs if job.queue in self._claimers}
+        rides = [ride for claimer in claimers if (ride := claimer.ride()) is not None]
+        try:
+            return await self._store.submit(jobs, durability, rides)
+        finally:
+            for ride in rides:
+                ride.end(None)
+
+    async def _check(self, durability: Durability) -> None:
+        """Raise ConfigError where the server does not give this durability."""
+        if durability == "fsync":
+            given = await self._store.fsyncs()
+            if not given:
+                why = "it may not be asked (CONFIG GET is refused)" if given is None else "it does not say so"
+                raise ConfigError(
+                    f'durability "fsync" needs a server with appendonly yes and appendfsync always ({FSYNC_NEEDS}), '
+                    f"and {why}; set both in its configuration "
+                    "(CONFIG SET appendonly yes, CONFIG SET appendfsync always)"
+                )
+        elif asked := replicas_of(durability):
+            there = 0 if self._store.in_memory else await self._store.replicas()
+            if there < asked:
+                raise ConfigError(
+                    f'durability "{durability}" needs {asked} replicas, the server has {there}; '
+                    "let more follow it (REPLICAOF), or ask for fewer"
+                )

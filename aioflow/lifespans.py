@@ -1,0 +1,74 @@
+"""Enters the services' lifespans at the start and leaves them at the stop, both in one task.
+
+What a lifespan opens, such as a task group, must often be closed by the task that opened it; a runtime may be started
+and stopped by two.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from contextlib import AsyncExitStack
+from typing import Any
+
+from aioflow.service import Service
+
+log = logging.getLogger(__name__)
+
+
+class Lifespans:
+    """The lifespans of one runtime."""
+
+    def __init__(self) -> None:
+        self.resources: dict[str, Any] = {}
+        """What each service's lifespan yielded, by the service's name."""
+        self._task: asyncio.Task[None] | None = None
+        self._leave = asyncio.Event()
+
+    async def enter(self, services: Iterable[Service], runtime: Any) -> None:
+        """Enter them in order. Raises what a lifespan raises; those before it are left then."""
+        having = [service for service in services if service.lifespan is not None]
+        if not having:
+            return
+        entered = asyncio.Event()
+        self._task = asyncio.create_task(self._hold(having, runtime, entered), name="aioflow lifespans")
+        waiting = asyncio.create_task(entered.wait(), name="aioflow lifespans entered")
+        try:
+            await asyncio.wait([self._task, waiting], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waiting.cancel()
+        if self._task.done():
+            task, self._task = self._task, None
+            task.result()
+
+    async def leave(self, seconds: float) -> None:
+        """Leave them, last first; after so many seconds they are cancelled. Raises what they raise."""
+        if self._task is None:
+            return
+        self._leave.set()
+        _, late = await asyncio.wait([self._task], timeout=seconds)
+        if late:
+            log.error("the services' lifespans did not end within %g s; cancelled", seconds)
+            self._task.cancel()
+            _, stuck = await asyncio.wait([self._task], timeout=1.0)
+            if stuck:
+                log.error("the services' lifespans do not end")
+                return
+        if not self._task.cancelled():
+            self._task.result()
+
+    async def _hold(self, services: list[Service], runtime: Any, entered: asyncio.Event) -> None:
+        failure: BaseException | None = None
+        async with AsyncExitStack() as stack:
+            try:
+                for service in services:
+                    if service.lifespan is not None:
+                        self.resources[service.name] = await stack.enter_async_context(service.lifespan(runtime))
+            except BaseException as error:  # noqa: BLE001 - raised below; those before it are left in order
+                failure = error
+            else:
+                entered.set()
+                await self._leave.wait()
+        if failure is not None:
+            raise failure

@@ -1,0 +1,268 @@
+"""Leases kept from a thread: by loops that are blocked, by handlers in threads, and after the stop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from aioflow import Job, Runtime, Service, State
+from aioflow.engine import lease
+from aioflow.engine.store import Store
+from tests.integration.test_wait import idle
+from tests.serving import ROOT, Serve
+from tests.valkey import Valkey
+from tests.waiting import wait_until
+
+LEASE = 0.6
+
+
+class Blocking:
+    """A service whose handler blocks its event loop until it is let go, or for some seconds at most."""
+
+    def __init__(self) -> None:
+        self.service = Service("demo")
+        self.starts: list[int] = []
+        self.ends: list[int] = []
+        self.gate = threading.Event()
+        self.seconds = 5.0
+
+        @self.service.task(lease=LEASE, timeout=None)
+        async def block(job: Job) -> int:
+            self.starts.append(job.attempt)
+            if len(self.starts) == 1:
+                self.gate.wait(self.seconds)  # as a handler that calls a slow function
+            self.ends.append(job.attempt)
+            return job.attempt
+
+        self.block = block
+
+
+async def on_the_server(store: Store, namespace: str, job_id: str) -> tuple[str, int]:
+    """A job's state and attempt, as Redis has it."""
+    from aioflow.engine.keys import Queue
+
+    (info,) = await store.inspect(Queue(namespace, "demo", "block"), [job_id])
+    assert info is not None
+    return info.state.value, info.attempt
+
+
+async def test_a_handler_that_blocks_its_loop_keeps_its_lease_and_is_named(
+    valkey: Valkey, namespace: str, store: Store, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    demo = Blocking()
+    monkeypatch.setattr(lease, "BLOCKED", 0.2)
+    blocked = Runtime([demo.service], redis=valkey.url, namespace=namespace)
+    with blocked:  # on a loop in a thread of its own
+        async with Runtime([demo.service], redis=valkey.url, namespace=namespace, workers=False) as other:
+            handle = await other.submit(demo.block)
+            await wait_until(lambda: demo.starts == [1])
+            async with Runtime([demo.service], redis=valkey.url, namespace=namespace) as _:
+                began = time.monotonic()
+                await wait_until(lambda: "blocks the event loop" in caplog.text)
+                # Another runtime judges leases all the while.
+                await wait_until(lambda: time.monotonic() - began > 3 * LEASE)
+                assert await on_the_server(store, namespace, handle.id) == ("running", 1)
+                demo.gate.set()
+                assert await handle.result(5) == 1
+                await wait_until(lambda: "the event loop runs again" in caplog.text)
+    assert demo.starts == demo.ends == [1]
+    (said,) = [record.getMessage() for record in caplog.records if "blocks the event loop" in record.getMessage()]
+    assert f"demo.block {handle.id} blocks the event loop" in said
+    assert "self.gate.wait(self.seconds)" in said, "the stack shows where"
+
+
+async def test_a_loop_that_is_blocked_for_too_long_loses_its_leases_and_its_outcome_is_dropped(
+    valkey: Valkey, namespace: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    demo = Blocking()
+    monkeypatch.setattr(lease, "MOST_BLOCKED", 0.3)
+    with Runtime([demo.service], redis=valkey.url, namespace=namespace, grace=0.0):
+        async with Runtime([demo.service], redis=valkey.url, namespace=namespace, workers=False) as other:
+            handle = await other.submit(demo.block)
+            await wait_until(lambda: demo.starts == [1])
+            async with Runtime([demo.service], redis=valkey.url, namespace=namespace):
+                assert await handle.result(10) == 2, "it went to another"
+                assert "no lease is renewed any more" in caplog.text
+                demo.gate.set()
+                await wait_until(lambda: demo.ends == [2, 1])
+                info = await handle.status()
+                assert (info.state, info.attempt, info.crashes) == (State.DONE, 2, 1)
+
+
+async def test_a_handler_in_a_thread_keeps_its_lease_after_the_stop_and_its_job_goes_back_when_it_ends(
+    valkey: Valkey, namespace: str, store: Store
+) -> None:
+    service = Service("demo")
+    gate = threading.Event()
+    running: set[int] = set()
+    together: list[int] = []
+    starts: list[int] = []
+
+    @service.task(lease=LEASE)
+    def block(job: Job) -> int:
+        starts.append(job.attempt)
+        running.add(job.attempt)
+        together.append(len(running))
+        if job.attempt == 1:
+            gate.wait(20)
+        running.discard(job.attempt)
+        return job.attempt
+
+    async with Runtime([service], redis=valkey.url, namespace=namespace, workers=False) as observer:
+        async with Runtime([service], redis=valkey.url, namespace=namespace, grace=0.0) as stopped:
+            handle = await observer.submit(block)
+            await wait_until(lambda: starts == [1])
+        left = [task for task in asyncio.all_tasks() if handle.id in task.get_name()]
+        assert stopped.is_stopping()
+        async with Runtime([service], redis=valkey.url, namespace=namespace):
+            began = time.monotonic()
+            while time.monotonic() - began < 3 * LEASE:
+                assert await on_the_server(store, namespace, handle.id) == ("running", 1)
+                await asyncio.sleep(0.05)
+            assert starts == [1]
+            gate.set()
+            assert await handle.result(10) == 2
+            info = await handle.status()
+            assert (info.failures, info.crashes) == (0, 0), "given back, not lost"
+        await asyncio.wait(left)
+    assert together == [1, 1], "never two at once"
+
+
+async def test_a_keeper_that_fails_stops_the_runtime(
+    valkey: Valkey, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(self: Store, calls: object) -> list[list[int]]:
+        raise LookupError("a bug")
+
+    monkeypatch.setattr(Store, "renew", broken)
+    service = Service("demo")
+
+    @service.task(lease=LEASE)
+    async def wait() -> None:
+        await asyncio.Event().wait()
+
+    runtime = Runtime([service], redis=valkey.url, namespace=namespace, grace=0.1)
+    await runtime.start()
+    await runtime.submit(wait)
+    await asyncio.wait_for(runtime.failed.wait(), 5)
+    with pytest.raises(BaseExceptionGroup) as failed:
+        await runtime.__aexit__(None, None, None)
+    assert failed.group_contains(LookupError, match="a bug")
+
+
+SCALED = """
+import asyncio, os
+from aioflow import Job, Service
+
+service = Service("demo")
+
+@service.task(concurrency=1, timeout=None)
+async def block(number: int) -> None:
+    print("starts", number, flush=True)
+    await asyncio.Event().wait()
+"""
+
+
+async def said_times(serve: Serve, words: str, times: int) -> None:
+    """Wait until a serve has said something so often."""
+    await wait_until(lambda: serve.said.count(words) == times)
+
+
+async def test_sigttin_and_sigttou_add_and_remove_workers(valkey: Valkey, namespace: str, tmp_path: Path) -> None:
+    (tmp_path / "scaled.py").write_text(SCALED)
+    serve = Serve(
+        *("scaled:service", "--redis", valkey.url, "--no-ingress", "--grace", "0"),
+        environment={"AIOFLOW_NAMESPACE": namespace},
+        cwd=tmp_path,
+    )
+    service = Service("demo")
+
+    @service.task()
+    async def block(number: int) -> None: ...
+
+    try:
+        await serve.start()
+        assert serve.process is not None
+        async with Runtime([service], redis=valkey.url, namespace=namespace, workers=False) as submitter:
+            handles = [await submitter.submit(block, number) for number in range(4)]
+            for running in (1, 2, 3):
+                await said_times(serve, "starts", running)
+                serve.process.send_signal(signal.SIGTTIN)
+            await wait_until(lambda: serve.said.count("starts") == 4)
+            for said in (4, 5, 6, 7):
+                serve.process.send_signal(signal.SIGTTOU)
+                await said_times(serve, "at a time", said)
+            assert re.findall(r"(\d) at a time", serve.said) == ["2", "3", "4", "3", "2", "1", "1"]
+            await handles[0].cancel()
+            await handles[1].cancel()
+            fifth = await submitter.submit(block, 5)
+            assert (await submitter.sizes(block)).ready == 1, "what runs is above the number still"
+            assert (await fifth.status()).state is State.READY
+        assert await serve.stop() == 0
+    finally:
+        serve.close()
+
+
+KILLED = """
+import asyncio, os, signal, sys
+from aioflow import Runtime, Service
+from aioflow.engine.claimer import Claimer
+
+service = Service("demo")
+
+@service.task()
+async def block() -> int:
+    raise SystemExit("never")
+
+async def main() -> None:
+    async with Runtime([service], redis=sys.argv[1], namespace=sys.argv[2]) as runtime:
+        (claimer,) = runtime._claimers.values()
+        while not (claimer._waiting and claimer._pop):
+            await asyncio.sleep(0.01)
+
+        async def die() -> None:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        claimer._claim = die
+        print("waits", flush=True)
+        await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+async def test_of_two_runtimes_one_dies_between_its_pop_and_its_claim_and_the_job_starts_on_the_other_at_once(
+    valkey: Valkey, namespace: str
+) -> None:
+    service = Service("demo")
+    started: list[float] = []
+
+    @service.task()
+    async def block() -> int:
+        started.append(time.monotonic())
+        return 1
+
+    dying = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", KILLED, valkey.url, namespace), stdout=asyncio.subprocess.PIPE, cwd=ROOT
+    )
+    assert dying.stdout is not None
+    assert await dying.stdout.readline() == b"waits\n"
+    async with (
+        Runtime([service], redis=valkey.url, namespace=namespace, workers=False) as submitter,
+        Runtime([service], redis=valkey.url, namespace=namespace) as other,
+    ):
+        await idle(other)
+        handle = await submitter.submit(block)  # the pop that has waited longest takes the token
+        assert await dying.wait() == -signal.SIGKILL
+        died = time.monotonic()
+        assert await handle.result(5) == 1
+        assert started[0] - died < 1.5
+    assert os.getpid() != dying.pid
