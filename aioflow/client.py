@@ -76,7 +76,7 @@ class Client:
 
     # ---- submitting
 
-    async def submit(
+    def submit(
         self,
         task: Task[Any, Any] | str,
         payload: Any = None,
@@ -86,11 +86,10 @@ class Client:
         id: str | None = None,
         priority: int = DEFAULT_PRIORITY,
         durability: str | None = None,
-    ) -> Handle[Any]:
+    ) -> Coroutine[Any, Any, Handle[Any]]:
         """As `Task.submit`, for a task or its name "service.task"."""
-        found = self.task(task)
-        envelope = codec.encode_payload(found.signature.payload, payload, found.full_name)
-        return await self._submit(found, envelope, delay, at, id, priority, durability)
+        # A coroutine that only awaits another costs a submit as much as its id does; what can raise is in the other.
+        return self._submit(task, payload, None, delay, at, id, priority, durability)
 
     async def submit_many(
         self,
@@ -118,7 +117,7 @@ class Client:
             if isinstance(envelope, CodecError):
                 return envelope
             try:
-                return await self._submit(found, envelope, delay, at, job_id, priority, durability)
+                return await self._submit(found, None, envelope, delay, at, job_id, priority, durability)
             except AioflowError as error:
                 return error
 
@@ -152,19 +151,25 @@ class Client:
         adapter = task.signature.payload
         payload = codec.NOTHING if adapter is None else adapter.dump_json(adapter.validate_json(body))
         envelope = codec.seal(payload, task.full_name)
-        return await self._submit(task, envelope, delay, at, job_id, priority, durability)
+        return await self._submit(task, None, envelope, delay, at, job_id, priority, durability)
 
     async def _submit(
         self,
-        task: Task[Any, Any],
-        envelope: bytes,
+        named: Task[Any, Any] | str,
+        payload: Any,
+        envelope: bytes | None,
         delay: float,
         at: datetime | None,
         job_id: str | None,
         priority: int,
         durability: str | None,
     ) -> Handle[Any]:
-        priority = check_priority(f"submit {task.full_name}", priority)
+        """Submit a payload, or an envelope that was made before."""
+        task = self.task(named)
+        if envelope is None:
+            envelope = codec.encode_payload(task.signature.payload, payload, task.full_name)
+        if priority is not DEFAULT_PRIORITY:
+            priority = check_priority(f"submit {task.full_name}", priority)
         due = "0" if at is None and not delay else due_of(task.full_name, delay, at)
         found_id = new_id() if job_id is None else check_id(job_id)
         if self._submitter is None:
@@ -172,7 +177,10 @@ class Client:
         receipt = self.durability if durability is None else check_durability(durability)
         job = NewJob(self._queues[task], found_id, envelope, priority, due)
         try:
-            answer = await self._submitter.submit(job, len(envelope), receipt)
+            line = self._submitter.lines.get(receipt)
+            if line is None:
+                line = await self._submitter.line(receipt)
+            answer = await line.put(job, len(envelope))
         except StoreUnavailable as error:
             raise StoreUnavailable(f"submit {task.full_name} {found_id}: {error}", job_id=found_id) from error
         if answer == -1:

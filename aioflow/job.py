@@ -49,6 +49,7 @@ class IdSource:
         self._tail = 0
         self._head = ""  # of this millisecond: the time, the version, 12 random bits and the variant
         self._random = random.Random(secrets.randbits(128))  # noqa: S311 - uniqueness, not secrecy
+        self._bits = self._random.getrandbits
         os.register_at_fork(after_in_child=self.__init__)  # type: ignore[misc]
 
     def next(self) -> str:
@@ -57,7 +58,7 @@ class IdSource:
         if ms > self._ms:
             self._begin(ms)
         else:
-            self._tail += 1 + self._random.getrandbits(32)
+            self._tail += 1 + self._bits(32)
             if self._tail >> 60:
                 self._begin(self._ms + 1)
         return f"{self._head}{self._tail:015x}"
@@ -80,6 +81,9 @@ def check_id(job_id: str) -> str:
     return job_id
 
 
+Note = Callable[[Any, bytes], None]
+
+
 @dataclass(slots=True)
 class Job:
     """What a handler is given about the attempt it runs.
@@ -93,8 +97,9 @@ class Job:
     commit: Commit = field(default_factory=Commit)
     resources: Any = None
     task: str = ""
-    note: Callable[[bytes], None] | None = field(default=None, repr=False)
-    """Takes what `progress` is told; set by the runtime."""
+    note: Note | None = field(default=None, repr=False)
+    """Takes what `progress` is told, with `lease`; set by the runtime."""
+    lease: Any = field(default=None, repr=False)
 
     @property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:
@@ -114,7 +119,7 @@ class Job:
         if len(told) > MOST_PROGRESS:
             raise CodecError(f"progress of {self.id}: {len(told)} bytes, at most {MOST_PROGRESS} are kept")
         if self.note is not None:
-            self.note(told)
+            self.note(self.lease, told)
 
 
 class JobLog(logging.LoggerAdapter[logging.Logger]):

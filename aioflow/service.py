@@ -290,7 +290,7 @@ class Task(Generic[P, R]):
         durability: str | None = ...,
     ) -> Handle[R]: ...
 
-    async def submit(
+    def submit(
         self,
         payload: Any = None,
         *,
@@ -299,7 +299,7 @@ class Task(Generic[P, R]):
         id: str | None = None,
         priority: int = DEFAULT_PRIORITY,
         durability: str | None = None,
-    ) -> Handle[R]:
+    ) -> Coroutine[Any, Any, Handle[R]]:
         """Submit a job and return when it is as durable as the runtime promises, or as `durability` says.
 
         `delay` is in seconds, `at` a datetime with a zone; `id` makes the call repeatable: the same id gives the same
@@ -308,9 +308,8 @@ class Task(Generic[P, R]):
         does not give that durability or it is unclear which runtime is meant. Cancelled before it was sent, the job is
         not submitted; later, it may be.
         """
-        return await self._runtime("submit").submit(
-            self, payload, delay=delay, at=at, id=id, priority=priority, durability=durability
-        )
+        runtime = find_runtime(self.service, "runtime.submit(task, ...)")
+        return runtime.submit(self, payload, delay=delay, at=at, id=id, priority=priority, durability=durability)
 
     async def submit_many(
         self,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum, auto
 
 from aioflow.engine.records import Leased
@@ -38,8 +37,6 @@ class Attempt:
     """Written by the lease keeper: the lease is over, or its end is being seen to."""
     waiting: bool = False
     """Its handler has not started yet: on its last chance, or while its process comes up. Its time does not run."""
-    begin: Callable[[], None] = field(default=lambda: None)
-    """Ends the waiting; set by the pool."""
 
     begun: bool = False
     """Whether its task has taken its first step; a task that is cancelled before it runs nothing, not even cleanup."""

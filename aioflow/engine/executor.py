@@ -18,7 +18,7 @@ from aioflow.engine.attempt import Attempt, Stop
 from aioflow.engine.processes import ProcessPool
 from aioflow.engine.records import Leased
 from aioflow.errors import CodecError
-from aioflow.job import Failure, Job
+from aioflow.job import Failure, Job, Note
 from aioflow.service import Discard, Middleware, Retry, RetryLater, Signature, Task
 
 log = logging.getLogger(__name__)
@@ -81,14 +81,16 @@ class Executor:
         self._encode = encode
         self._middleware = middleware
         self._processes = ProcessPool(task.options.concurrency) if task.options.cpu else None
+        self.begin: Callable[[Attempt], None] = lambda _: None
+        """Ends the waiting of an attempt; set by the pool."""
 
-    async def run(self, attempt: Attempt, note: Callable[[bytes], None] | None = None) -> Outcome:
+    async def run(self, attempt: Attempt, note: Note | None = None) -> Outcome:
         """Decode, call the handler, encode; every exception becomes an outcome."""
         leased = attempt.job
         if attempt.stop is not None:
             return self.stopped(attempt, asyncio.CancelledError())
         commit = Commit(self._task.service.name, self._encode)
-        job = Job(leased.id, leased.attempt, commit, self._resources, self._task.full_name, note)
+        job = Job(leased.id, leased.attempt, commit, self._resources, self._task.full_name, note, leased)
         try:
             payload = codec.decode_payload(self._signature.payload, leased.envelope)
         except CodecError as error:
@@ -112,6 +114,8 @@ class Executor:
 
     def _around(self, attempt: Attempt, payload: Any, job: Job) -> Awaitable[Any]:
         """The handler's call within its middleware."""
+        if not self._middleware:
+            return self._call(attempt, payload, job)
         call: Callable[[], Awaitable[Any]] = partial(self._call, attempt, payload, job)
         for middleware in reversed(self._middleware):
             call = partial(middleware, job, call)
@@ -119,7 +123,8 @@ class Executor:
 
     def _call(self, attempt: Attempt, payload: Any, job: Job) -> Awaitable[Any]:
         if self._processes is not None:
-            return self._processes.run(self._task, payload, job, attempt)
+            attempt.waiting = True
+            return self._processes.run(self._task, payload, job, partial(self.begin, attempt))
         arguments = self._signature.arguments(payload, job)
         if self._signature.is_async:
             awaited: Awaitable[Any] = self._task.handler(*arguments)

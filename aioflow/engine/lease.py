@@ -89,6 +89,8 @@ class LeaseKeeper:
                 await self._ended.wait()
         except TimeoutError:
             log.warning("the thread that keeps the leases did not end within %g s", seconds)
+        else:
+            self._thread.join()  # all that it does after this is to return
 
     def _heard(self) -> None:
         self._asked_at = None

@@ -25,7 +25,7 @@ class Notes:
         self._store = store
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
-        self._latest: dict[tuple[str, str], bytes] = {}
+        self.latest: dict[tuple[str, str], bytes] = {}
         self._wanted = asyncio.Event()
 
     def put(self, job: Leased, told: bytes) -> None:
@@ -38,11 +38,11 @@ class Notes:
 
     def last(self, job: Leased) -> list[Effect]:
         """What a job has noted and is not written yet, as an effect that its settle takes along."""
-        told = self._latest.pop((job.id, job.token), None)
+        told = self.latest.pop((job.id, job.token), None)
         return [] if told is None else [Effect("note", "progress", (job.id, told))]
 
     def _put(self, job: Leased, told: bytes) -> None:
-        self._latest[job.id, job.token] = told
+        self.latest[job.id, job.token] = told
         self._wanted.set()
 
     async def run(self) -> None:
@@ -50,15 +50,15 @@ class Notes:
         while True:
             await self._wanted.wait()
             self._wanted.clear()
-            batch = dict(list(self._latest.items())[:MOST_JOBS])
+            batch = dict(list(self.latest.items())[:MOST_JOBS])
             for key in batch:
-                del self._latest[key]
+                del self.latest[key]
             try:
                 await self._store.progress(
                     self._queue, [(job_id, token, told) for (job_id, token), told in batch.items()]
                 )
             except (StoreUnavailable, ProtocolError) as error:
-                self._latest = batch | self._latest  # what has come meanwhile is newer
+                self.latest = batch | self.latest  # what has come meanwhile is newer
                 await self._store.line.setback(error, f"progress of {self._queue.name}")
-            if self._latest:
+            if self.latest:
                 self._wanted.set()

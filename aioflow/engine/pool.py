@@ -10,7 +10,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from aioflow.commit import MOST_EFFECTS
@@ -58,6 +57,7 @@ class Pool:
         self._alone = alone
         self._emitted = emitted
         self._executor = executor
+        executor.begin = self._begin
         self.notes = Notes(queue, store)
         self._running: dict[Attempt, float] = {}  # and when its handler started; oldest first
         self._cancelled_early: set[tuple[str, str]] = set()
@@ -96,9 +96,8 @@ class Pool:
         self._note_start(attempts)
         for attempt in attempts:
             self.held.add(attempt)
-            attempt.begin = partial(self._begin, attempt)
             attempt.task = loop.create_task(self._run(attempt), name=f"{self.queue.name} {attempt.job.id}")
-            if (attempt.job.id, attempt.job.token) in self._cancelled_early:
+            if self._cancelled_early and (attempt.job.id, attempt.job.token) in self._cancelled_early:
                 attempt.cancel(Stop.CANCELLED)
         self._cancelled_early.clear()  # one claim is under way at a time
 
@@ -116,7 +115,7 @@ class Pool:
             if 0 < attempt.job.crashes >= self.task.options.most_crashes - 1:
                 outcome = await self._run_alone(attempt)
             else:
-                outcome = await self._execute(attempt)
+                outcome = await self._executor.run(attempt, self.notes.put)
         except BaseException:
             # The loop is being torn down, or the executor is broken: the lease brings the job back.
             self.held.discard(attempt)
@@ -126,8 +125,8 @@ class Pool:
             self.changed()
         settlement = settlement_of(attempt, outcome)
         if settlement is not None:
-            if len(settlement.effects) < MOST_EFFECTS and (note := self.notes.last(attempt.job)):
-                settlement.effects = [*settlement.effects, *note]
+            if self.notes.latest and len(settlement.effects) < MOST_EFFECTS:
+                settlement.effects = [*settlement.effects, *self.notes.last(attempt.job)]
             self._settle(attempt, settlement)
         elif isinstance(outcome, Abandoned):
             self.held.discard(attempt)
@@ -138,9 +137,6 @@ class Pool:
         attempt.waiting = False
         if self._running.pop(attempt, None) is not None:
             self._note_start([attempt])
-
-    async def _execute(self, attempt: Attempt) -> Outcome:
-        return await self._executor.run(attempt, partial(self.notes.put, attempt.job))
 
     def _settle(self, attempt: Attempt, settlement: Settlement) -> None:
         try:
@@ -179,7 +175,7 @@ class Pool:
                 if not await self._store.expose(self.queue, attempt.job):
                     return Abandoned()
                 self._begin(attempt)
-                return await self._execute(attempt)
+                return await self._executor.run(attempt, self.notes.put)
         except (StoreUnavailable, ProtocolError) as error:
             log.warning("%s %s: not started: %s", self.queue.name, attempt.job.id, error)
             return Abandoned()

@@ -25,7 +25,6 @@ from multiprocessing.connection import wait as wait_for
 from typing import Any
 
 from aioflow.commit import Commit, Effect
-from aioflow.engine.attempt import Attempt
 from aioflow.engine.codec import encode_emit
 from aioflow.job import Job
 from aioflow.service import Task
@@ -138,24 +137,17 @@ class ProcessPool:
     def __repr__(self) -> str:
         return f"<ProcessPool idle={len(self._idle)} of {self._most}>"
 
-    async def run(self, task: Task[Any, Any], payload: Any, job: Job, attempt: Attempt) -> Any:
+    async def run(self, task: Task[Any, Any], payload: Any, job: Job, begin: Callable[[], None]) -> Any:
         """Call the task's handler in a process; its effects go to the job. Cancelled, it kills the process first.
 
-        The attempt waits until there is a process that has imported the handler.
+        `begin` is called when there is a process that has imported the handler.
         """
         handler = task.handler
         message = pickle.dumps(Call(handler.__module__, handler.__qualname__, payload, job.id, job.attempt))
         busy = Busy()
         loop = asyncio.get_running_loop()
-        attempt.waiting = True
-        calling = loop.run_in_executor(
-            self._threads,
-            self._call,
-            busy,
-            handler.__module__,
-            message,
-            partial(loop.call_soon_threadsafe, attempt.begin),
-        )
+        told = partial(loop.call_soon_threadsafe, begin)
+        calling = loop.run_in_executor(self._threads, self._call, busy, handler.__module__, message, told)
         try:
             answer: Answer = pickle.loads(await asyncio.shield(calling))  # noqa: S301 - from our own process
         except asyncio.CancelledError:

@@ -86,6 +86,8 @@ class Settlement:
     @property
     def size(self) -> int:
         """Bytes it adds to a batch, about."""
+        if not self.effects:
+            return len(self.result)
         return len(self.result) + sum(len(effect.name) + sum(map(len, effect.words)) for effect in self.effects)
 
 

@@ -28,10 +28,11 @@ class Submitter:
         self._store = store
         self._claimers = claimers
         self._spawn = spawn
-        self._lines: dict[Durability, Coalescer[NewJob, int]] = {}
+        self.lines: dict[Durability, Coalescer[NewJob, int]] = {}
+        """Those that are open: a job is put into the line of its durability."""
 
     def __repr__(self) -> str:
-        return f"<Submitter {list(self._lines.values())}>"
+        return f"<Submitter {list(self.lines.values())}>"
 
     async def choose(self, asked: Durability | None) -> Durability:
         """What a runtime's receipts mean: what is asked, if the server gives it, else the best it does."""
@@ -42,28 +43,26 @@ class Submitter:
         self._open(asked)
         return asked
 
-    async def submit(self, job: NewJob, size: int, durability: Durability) -> int:
-        """As Store.submit, for one job of so many bytes. Raises ConfigError for a durability that is not to be had."""
-        line = self._lines.get(durability)
-        if line is None:
+    async def line(self, durability: Durability) -> Coalescer[NewJob, int]:
+        """The line of a durability. Raises ConfigError for one that is not to be had."""
+        if durability not in self.lines:
             await self._check(durability)
-            line = self._open(durability)
-        return await line.put(job, size)
+        return self._open(durability)
 
     async def drain(self) -> None:
         """Wait until everything has been sent and answered."""
-        for line in list(self._lines.values()):
+        for line in list(self.lines.values()):
             await line.drain()
 
     def _open(self, durability: Durability) -> Coalescer[NewJob, int]:
-        line = self._lines.get(durability)
+        line = self.lines.get(durability)
         if line is None:
 
             async def flush(jobs: list[NewJob]) -> list[int]:
                 return await self._flush(jobs, durability)
 
             line = Coalescer(f"submit {durability}", flush, flights=2, most_items=IN_FLIGHT)
-            self._lines[durability] = line
+            self.lines[durability] = line
             self._spawn(line.run(), f"submits {durability}")
         return line
 

@@ -166,9 +166,9 @@ class _Run:
             attempt.begun = True
             if not self._task.options.cpu:
                 begin()
-            return await self._executor.run(attempt, self._notes.append)
+            return await self._executor.run(attempt, lambda _, told: self._notes.append(told))
 
-        attempt.begin = begin  # called once a process is there
+        self._executor.begin = lambda _: begin()  # called once a process is there
         running = asyncio.create_task(run(), name=f"{self._task.full_name} {leased.id}")
         attempt.task = running  # type: ignore[assignment]  # a pool's returns nothing
         try:

@@ -309,7 +309,7 @@ async def test_progress_is_read_by_another_runtime_while_the_handler_runs(
         stop.set()
         await handle.result(5)
         assert await progress_of(reader, handle) == steps[-1], "it stays with the record"
-        assert not any(pool.notes._latest for pool in worker._pools)
+        assert not any(pool.notes.latest for pool in worker._pools)
 
 
 async def test_of_much_progress_the_last_counts_and_little_is_sent(
@@ -371,7 +371,7 @@ async def test_progress_of_a_lost_lease_changes_nothing(valkey: Valkey, namespac
         assert await store.progress(queue, [(leased.id, leased.token, b'"attempt 2"')]) == [True]
         jobs[0].progress("stale")
         notes = runtime._pools[0].notes
-        await wait_until(lambda: not notes._latest and not notes._wanted.is_set())
+        await wait_until(lambda: not notes.latest and not notes._wanted.is_set())
         assert await store.progress(queue, [(leased.id, "gone.1", b"1"), ("unknown", "gone.1", b"1")]) == [False, False]
         assert await progress_of(runtime, handle) == "attempt 2"
         go_on.set()
@@ -448,21 +448,18 @@ async def test_progress_after_the_end_is_dropped(valkey: Valkey, namespace: str,
             raised.append(error)
         over.set()
 
-    loop = asyncio.new_event_loop()
-
     async def live() -> None:
         async with Runtime([service], redis=valkey.url, namespace=namespace, grace=0) as runtime:
             handle = await work.submit()
             await handle.result(5)
             kept[0].progress("too late")
             notes = runtime._pools[0].notes
-            await wait_until(lambda: not notes._latest and not notes._wanted.is_set())
+            await wait_until(lambda: not notes.latest and not notes._wanted.is_set())
             assert await progress_of(runtime, handle) in ("last", None)
             await stuck.submit()
             await wait_until(began.is_set)
 
-    await asyncio.get_running_loop().run_in_executor(None, lambda: loop.run_until_complete(live()))
-    loop.close()
+    await asyncio.to_thread(asyncio.run, live())  # on a loop that is closed when it returns
     go_on.set()
     await wait_until(over.is_set)
     assert raised == []
@@ -492,7 +489,7 @@ async def test_a_note_belongs_to_its_attempt(valkey: Valkey, namespace: str, ser
         stale = Leased(handle.id, "gone.1", None, 1, 0, 0)
         runtime._pools[0].notes.put(stale, b"0")
         notes = runtime._pools[0].notes
-        await wait_until(lambda: not notes._latest and not notes._wanted.is_set())
+        await wait_until(lambda: not notes.latest and not notes._wanted.is_set())
         assert await progress_of(runtime, handle) == 2
 
 
