@@ -15,8 +15,9 @@ from aioflow.errors import (
 )
 from aioflow.ingress.problems import Problem
 from aioflow.job import Failure, Handle, Job, JobInfo, State
+from aioflow.policy import Discard, Retry, RetryLater
 from aioflow.runtime import Runtime
-from aioflow.service import Discard, Middleware, Retry, RetryLater, Service, Task
+from aioflow.service import Middleware, Service, Task
 from aioflow.timeline import Page, Timeline
 
 __all__ = [

@@ -37,7 +37,8 @@ from aioflow.errors import (
     StoreUnavailable,
 )
 from aioflow.job import Handle, JobInfo, State, check_id, new_id
-from aioflow.service import DEFAULT_PRIORITY, LONGEST_WAIT, Service, Task
+from aioflow.policy import DEFAULT_PRIORITY, LONGEST_WAIT
+from aioflow.service import Service, Task
 from aioflow.settings import Settings, check_durability
 from aioflow.timeline import LARGEST_MS, Page, page
 

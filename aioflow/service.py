@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import inspect
 import os
-import random
 import re
 import sys
 import typing
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, overload
@@ -23,17 +22,13 @@ from pydantic import PydanticUserError, TypeAdapter
 
 from aioflow.errors import AioflowError, ConfigError
 from aioflow.job import Handle, Job
+from aioflow.policy import DEFAULT_PRIORITY, Retry, TaskOptions
 from aioflow.timeline import NAME, Timeline, TimelineStore, parse_keep
 
 P = TypeVar("P")
 R = TypeVar("R")
 T = TypeVar("T")
 
-RETENTION_FLOOR = 600.0
-"""Seconds: above every window in which a call may be repeated (I7)."""
-DEFAULT_PRIORITY = 4
-LONGEST_WAIT = 366 * 86_400.0
-"""Seconds that a job may be put off."""
 TASK_NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 FULL_NAME = re.compile(rf"{TASK_NAME.pattern}\.{TASK_NAME.pattern}")
 ONE_MODEL = (
@@ -42,85 +37,6 @@ ONE_MODEL = (
     "    @service.task()\n"
     "    async def charge(payment: Payment, job: Job) -> Receipt: ..."
 )
-
-
-class RetryLater(Exception):
-    """Raise it to run the job again after some seconds; that counts as no failure, and the effects land."""
-
-    def __init__(self, seconds: float) -> None:
-        if not 0 <= seconds <= LONGEST_WAIT:
-            raise ConfigError(f"RetryLater({seconds!r}): use 0 seconds to 366 days")
-        super().__init__(f"again in {seconds:g} s")
-        self.seconds = seconds
-
-    def __reduce__(self) -> tuple[type[RetryLater], tuple[float]]:
-        return RetryLater, (self.seconds,)  # it comes back from processes
-
-
-class Discard(Exception):
-    """Raise it to end the job as dead, for this reason and without another attempt; the effects land."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
-
-@dataclass(frozen=True, slots=True)
-class Retry:
-    """When a failed attempt is followed by another.
-
-    `attempts` is how often the job may fail or time out before it is dead. The wait before the next attempt is drawn
-    between 0 and min(longest, base * 2**failures) seconds (full jitter, AWS Architecture Blog, "Exponential Backoff
-    And Jitter", 2015). `on` says which exceptions are retried, `never` which of those are not; a timeout is a
-    TimeoutError.
-    """
-
-    attempts: int = 5
-    base: float = 1.0
-    longest: float = 300.0
-    on: tuple[type[Exception], ...] = (Exception,)
-    never: tuple[type[Exception], ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.attempts < 1 or self.base < 0 or not 0 <= self.longest <= LONGEST_WAIT:
-            raise ConfigError(f"{self!r}: attempts is at least 1, base and longest are seconds, at most 366 days")
-
-    def delay(self, error: Exception, failures: int) -> float | None:
-        """Seconds until the attempt after this failure, where `failures` came before it; None: it was the last."""
-        if failures + 1 >= self.attempts or not isinstance(error, self.on) or isinstance(error, self.never):
-            return None
-        return random.uniform(0, min(self.longest, self.base * 2.0 ** min(failures, 64)))  # noqa: S311 - jitter
-
-
-@dataclass(frozen=True, slots=True)
-class TaskOptions:
-    """How a task's jobs are run and kept. Times are in seconds."""
-
-    concurrency: int = 100
-    timeout: float | None = 60.0
-    retry: Retry = field(default_factory=Retry)
-    lease: float = 15.0
-    most_crashes: int = 3
-    keep_done: float = 86_400.0
-    keep_dead: float = 30 * 86_400.0
-    bound: int | None = 1_000_000
-    cpu: bool = False
-
-    def __post_init__(self) -> None:
-        problems = [
-            (not 1 <= self.concurrency <= 10_000, f"concurrency={self.concurrency} is not 1 to 10,000"),
-            (self.timeout is not None and self.timeout <= 0, f"timeout={self.timeout} is not above 0"),
-            (not 0.5 <= self.lease <= 3600, f"lease={self.lease} is not 0.5 to 3,600 seconds"),
-            (not 1 <= self.most_crashes <= 100, f"most_crashes={self.most_crashes} is not 1 to 100"),
-            (
-                min(self.keep_done, self.keep_dead) < RETENTION_FLOOR,
-                f"keep_done={self.keep_done}, keep_dead={self.keep_dead}: at least {RETENTION_FLOOR:g} seconds",
-            ),
-            (self.bound is not None and self.bound < 1, f"bound={self.bound} is not at least 1"),
-        ]
-        wrong = [message for is_wrong, message in problems if is_wrong]
-        if wrong:
-            raise ConfigError("task options: " + "; ".join(wrong))
 
 
 class RuntimeLike(Protocol):

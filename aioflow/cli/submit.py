@@ -23,7 +23,7 @@ from aioflow.cli.given import check_payload, number_of, read_payload, span_ms, t
 from aioflow.cli.output import say, say_json, value_of, warn
 from aioflow.engine import codec
 from aioflow.errors import JobFailed
-from aioflow.service import DEFAULT_PRIORITY
+from aioflow.policy import DEFAULT_PRIORITY
 from aioflow.settings import check_durability
 
 

@@ -19,7 +19,8 @@ from aioflow.engine.processes import ProcessPool
 from aioflow.engine.records import Leased
 from aioflow.errors import CodecError
 from aioflow.job import Failure, Job, Note
-from aioflow.service import Discard, Middleware, Retry, RetryLater, Signature, Task
+from aioflow.policy import Discard, Retry, RetryLater
+from aioflow.service import Middleware, Signature, Task
 
 log = logging.getLogger(__name__)
 

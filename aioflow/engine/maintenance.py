@@ -19,7 +19,7 @@ from aioflow.engine.records import MOST_JOBS, Reaped
 from aioflow.engine.relay import Relay
 from aioflow.engine.store import Store
 from aioflow.errors import ProtocolError, StoreUnavailable
-from aioflow.service import TaskOptions
+from aioflow.policy import TaskOptions
 
 TURN_MS = 500
 """From one runtime's turn to the next one's."""

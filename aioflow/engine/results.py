@@ -10,7 +10,8 @@ import asyncio
 
 from aioflow.engine.inbox import Inbox
 from aioflow.engine.keys import Queue
-from aioflow.engine.store import Store, parse_result
+from aioflow.engine.rows import parse_result
+from aioflow.engine.store import Store
 from aioflow.errors import NotFound, ResultTimeout, StoreUnavailable
 from aioflow.job import State
 

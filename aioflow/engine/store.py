@@ -1,27 +1,23 @@
-"""The one class that talks to Redis for the queue: a typed method per script.
-
-It maps driver exceptions to aioflow's, knows the server's clock, and repeats a call only where the connection broke
-and the script's header says that a repeat is harmless. It must never hide a failure: what did not certainly happen is
-StoreUnavailable. Carries I6, I9 and I10.
-"""
+"""The one class that talks to Redis for the queue: a typed method per script. How a call is made is in `caller`."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from redis import exceptions as driver
-from redis.asyncio import Redis
-from redis.asyncio.client import Pipeline, PubSub
+from redis.asyncio.client import PubSub
 
-from aioflow.engine import codec, scripts
-from aioflow.engine.connect import ROUND_TRIP_SECONDS, Clients, Command, Wire, shown
+from aioflow.engine import scripts
+from aioflow.engine.caller import Caller, evalsha
+from aioflow.engine.connect import Command, Wire
 from aioflow.engine.keys import Queue
-from aioflow.engine.line import TOLERANCE_MS, Line, ServerClock
+from aioflow.engine.line import TOLERANCE_MS
+from aioflow.engine.receipts import FSYNC_POLICY, fsyncs, proof_of, unproven
 from aioflow.engine.records import (
     MOST_BYTES,
     MOST_JOBS,
@@ -36,51 +32,19 @@ from aioflow.engine.records import (
     Settlement,
     Sizes,
 )
+from aioflow.engine.rows import ask_sizes, job_info, parse_result, sizes_of
 from aioflow.engine.scripts import Script
-from aioflow.errors import ConfigError, NotFound, ProtocolError, StoreUnavailable
+from aioflow.errors import NotFound, ProtocolError, StoreUnavailable
 from aioflow.job import JobInfo, State
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
-RECEIPT_MS = 4000
-"""How long a flush waits for its durability; below the round trip's deadline."""
 RUNNER_MS = 15_000
 """A runtime that was noted before is gone: reap notes it every 10 s, when its turn comes."""
-FSYNC_POLICY = ("appendonly", "appendfsync")
-FSYNC_NEEDS = "appendonly yes, appendfsync always"
-NOT_SERVING = ("MISCONF", "READONLY", "BUSY", "LOADING", "MASTERDOWN", "CLUSTERDOWN")
-"""What errors begin with by which a server says that it runs nothing now."""
-REFUSED = ("OOM", "NOREPLICAS", "TRYAGAIN", "WAITAOF")
-"""What errors begin with by which a server refuses this one call."""
 
 
-class Store:
-    """Typed calls to the queue's scripts. Every method raises StoreUnavailable and ProtocolError.
-
-    `clock` replaces the server's time, in UTC ms; only tests pass one. `quiet` leaves it to another store of the same
-    runtime to say that the server is away.
-    """
-
-    def __init__(
-        self, url: str, *, name: str, queues: int = 1, clock: Callable[[], int] | None = None, quiet: bool = False
-    ) -> None:
-        self._clients = Clients(url, name)
-        self._clock = clock
-        # Claims, settles and renewals of each queue may be under way at once, beside the ingress' reads.
-        self._wire = self._clients.wire(4 * queues + 8)
-        self._receipt_wires: dict[Durability, Wire] = {}
-        self.redis: Redis = self._clients.make(16)
-        self._bells = self._clients.wire(queues)
-        self._listener: Redis = self._clients.make(1, blocking=True)
-        self.in_memory = self._clients.in_memory
-        self.clock = clock if isinstance(clock, ServerClock) else ServerClock()
-        self.line = Line(shown(url), quiet=quiet)
-        self._plain = self.in_memory  # fakeredis takes no shebang line
-
-    async def close(self) -> None:
-        """Close all connections."""
-        await self._clients.close()
+class Store(Caller):
+    """Typed calls to the queue's scripts. Every method raises StoreUnavailable and ProtocolError."""
 
     # ---- the queue's scripts
 
@@ -311,7 +275,7 @@ class Store:
         script = scripts.load("queue/inspect", plain=self._plain)
         call = evalsha(script, queue, (str(len(ids)), *ids))
         (replies,) = await self._ask(script, [call], self._wire)
-        return [None if reply is None else _job_info(job_id, reply) for job_id, reply in zip(ids, replies, strict=True)]
+        return [None if reply is None else job_info(job_id, reply) for job_id, reply in zip(ids, replies, strict=True)]
 
     async def await_result(self, queue: Queue, job_id: str, channel: str) -> tuple[State, bytes] | None:
         """(state, result) of a finished job; None: its finish will be told on `channel`. Raises NotFound."""
@@ -352,18 +316,18 @@ class Store:
 
         async def send() -> list[Any]:
             pipeline = self.redis.pipeline(transaction=False)
-            _ask_sizes(pipeline, queue)
+            ask_sizes(pipeline, queue)
             replies: list[Any] = await pipeline.execute()
             return replies
 
-        return _sizes(await self._command(send))
+        return sizes_of(await self._command(send))
 
     async def overview(self, queue: Queue) -> Overview:
         """How full a queue is, what it has done, who looks after it; as one moment."""
 
         async def send() -> list[Any]:
             pipeline = self.redis.pipeline(transaction=True)
-            _ask_sizes(pipeline, queue)
+            ask_sizes(pipeline, queue)
             pipeline.time()
             pipeline.hgetall(queue.keys["totals"])
             pipeline.hget(queue.keys["config"], "paused")
@@ -377,7 +341,7 @@ class Store:
         living_since = now_ms - RUNNER_MS - 1000 * len(noted)
         return Overview(
             now_ms,
-            _sizes(sizes),
+            sizes_of(sizes),
             {name.decode(): int(value) for name, value in counted.items()},
             paused == b"1",
             sum(at_ms > living_since for _, at_ms in noted),
@@ -462,23 +426,12 @@ class Store:
 
     # ---- how a call is made
 
-    async def _call(self, name: str, queue: Queue, *words: str | bytes) -> Any:
-        """Run a script that takes the time and answers it first."""
-        script = scripts.load(name, plain=self._plain)
-        sent = time.monotonic()
-        (reply,) = await self._ask(script, [evalsha(script, queue, (self._clock_word(), *words))], self._wire)
-        self.clock.hear(reply[0], sent)
-        return reply
-
     def _receipts(self, durability: Durability) -> Wire:
         """Connections of its own for each durability: one that waits for replicas holds up no other."""
         wire = self._receipt_wires.get(durability)
         if wire is None:
             wire = self._receipt_wires[durability] = self._clients.wire(2)
         return wire
-
-    def _clock_word(self) -> str:
-        return "0" if self._clock is None else str(self._clock())
 
     async def _carry(self, commands: list[Command], wire: Wire, rides: Sequence[Ride]) -> list[Any] | None:
         """Send claims behind a submit and answer them; the submit's replies, None where it has to be sent again."""
@@ -505,153 +458,3 @@ class Store:
                 raise self._mapped(reply, "queue/submit") from reply
         self.line.served(sent)
         return replies
-
-    async def _ask(
-        self, script: Script, commands: list[Command], wire: Wire, *, again: list[Command] | None = None
-    ) -> list[Any]:
-        """Send a script's calls; load it where the server does not know it.
-
-        Where the line broke, they are sent once more, or what `again` has in their place.
-        """
-
-        async def send() -> list[Any]:
-            replies = await wire.ask(again if repeated and again is not None else commands)
-            for reply in replies:
-                if isinstance(reply, Exception):
-                    raise reply
-            return replies
-
-        loaded = repeated = False
-        while True:
-            sent = time.monotonic()
-            try:
-                replies = await send()
-            except driver.NoScriptError as error:
-                if loaded:
-                    raise self._mapped(error, script.name) from error
-                loaded = True  # nothing was run, so this counts as no repeat; a server that came back knows no script
-                await self._command(lambda: self.redis.script_load(script.source))
-            except driver.ConnectionError as error:
-                # Most often a kept connection that the server has closed since. A busy server is not asked twice.
-                if repeated or not script.may_repeat or isinstance(error, driver.BusyLoadingError):
-                    raise self.lost(error) from error
-                repeated = True
-                self.line.broke()
-            except (driver.RedisError, OSError) as error:
-                raise self._mapped(error, script.name) from error
-            else:
-                self.line.served(sent)
-                return replies
-
-    async def _command(self, send: Callable[[], Awaitable[T]]) -> T:
-        sent = time.monotonic()
-        try:
-            reply = await send()
-        except (driver.RedisError, OSError, TimeoutError) as error:
-            raise self._mapped(error, "a command") from error
-        self.line.up(sent)
-        return reply
-
-    def _mapped(self, error: BaseException, what: str) -> Exception:
-        if isinstance(error, driver.ResponseError):
-            code = str(error).partition(" ")[0]
-            if code in NOT_SERVING or isinstance(error, (driver.ReadOnlyError, driver.ClusterDownError)):
-                self.line.refused(error)
-                return StoreUnavailable(f"redis cannot serve now: {error}")
-            if code in REFUSED or isinstance(error, driver.OutOfMemoryError):
-                return StoreUnavailable(f"redis cannot serve now: {error}")
-            if isinstance(error, driver.NoPermissionError) or "ACL failure in script" in str(error):
-                return ConfigError(f"redis refuses {what} to this user: {error}")
-            return ProtocolError(f"{what} failed in redis: {error}")
-        return self.lost(error)
-
-    def lost(self, error: BaseException) -> StoreUnavailable:
-        """Take note that the line broke; what to raise."""
-        reason = str(error) or f"no answer within {ROUND_TRIP_SECONDS:g} s"
-        self.line.down(error if str(error) else TimeoutError(reason))
-        return StoreUnavailable(f"redis is away: {reason}")
-
-
-def replicas_of(durability: Durability) -> int:
-    """How many replicas "replicated:N" asks for; 0 for the others."""
-    return int(durability.removeprefix("replicated:")) if durability.startswith("replicated:") else 0
-
-
-def proof_of(durability: Durability) -> list[Command]:
-    """What is asked behind a submit, in the same pipeline, before its receipt is given."""
-    if durability == "memory":
-        return []
-    if durability == "fsync":
-        return [("WAITAOF", 1, 0, RECEIPT_MS), ("CONFIG", "GET", *FSYNC_POLICY)]
-    return [("WAIT", replicas_of(durability), RECEIPT_MS)]
-
-
-def unproven(durability: Durability, answers: list[Any]) -> str | None:
-    """Why these answers to `proof_of` allow no receipt; None where they do."""
-    if durability == "memory":
-        return None
-    if durability == "fsync":
-        synced, policy = answers
-        if synced[0] < 1:
-            return f"redis did not fsync within {RECEIPT_MS} ms"
-        # Whoever may configure the server can lower its policy at any time, and a failover may as well.
-        return None if fsyncs(policy) else f"redis does not fsync before it answers any more ({FSYNC_NEEDS})"
-    (reached,) = answers
-    asked = replicas_of(durability)
-    return None if reached >= asked else f"{reached} of {asked} replicas had it within {RECEIPT_MS} ms"
-
-
-def fsyncs(policy: list[bytes]) -> bool:
-    """Whether a server whose CONFIG GET answers so fsyncs before it answers."""
-    return dict(zip(policy[::2], policy[1::2], strict=True)) == {b"appendonly": b"yes", b"appendfsync": b"always"}
-
-
-def evalsha(script: Script, queue: Queue, words: Sequence[str | bytes]) -> Command:
-    """The call of a script on a queue's keys."""
-    keys = [queue.keys[key] for key, _ in script.keys]
-    return ("EVALSHA", script.sha, len(keys), *keys, *words)
-
-
-def parse_result(line: bytes) -> tuple[State, bytes]:
-    """(state, result) of a results row."""
-    head, _, result = line.partition(b"\n")
-    return State(head.partition(b":")[0].decode()), result
-
-
-def _ask_sizes(pipeline: Pipeline, queue: Queue) -> None:
-    for part in ("scheduled", "ready", "running", "done", "dead", "open"):
-        pipeline.zcard(queue.keys[part])
-    pipeline.zrange(queue.keys["open"], 0, 0, withscores=True)
-
-
-def _sizes(replies: Sequence[Any]) -> Sizes:
-    scheduled, ready, running, done, dead, unfinished, oldest = replies
-    return Sizes(scheduled, ready, running, done, dead, unfinished, int(oldest[0][1]) if oldest else None)
-
-
-def _job_info(job_id: str, reply: list[Any]) -> JobInfo:
-    state, score, submitted, started, row, line, envelope, history, progress = reply
-    result = None
-    if line is not None:
-        head, _, result = line.partition(b"\n")
-        _, token, attempt, failures, crashes, _, submitted, started = head.split(b":")
-    elif row is not None:
-        token, attempt, failures, crashes, _ = row.rpartition(b"/")[2].split(b":")
-    else:
-        token, attempt, failures, crashes = b"", 0, 0, 0
-    at_ms = int(float(score))
-    return JobInfo(
-        id=job_id,
-        state=State(state.decode()),
-        at_ms=at_ms % 2**42,  # a ready score is priority * 2**42 + time
-        submitted_ms=int(float(submitted or 0)),
-        started_ms=int(float(started or 0)) or None,
-        attempt=int(attempt),
-        failures=int(failures),
-        crashes=int(crashes) % 1000,  # more while it waits for its last chance
-        token=token.decode(),
-        payload=(envelope or b"").partition(b"\n")[2],
-        result=result,
-        history=tuple(codec.decode_failure(failure) for failure in (history or b"").splitlines()),
-        progress=progress,
-    )

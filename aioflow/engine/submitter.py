@@ -8,8 +8,9 @@ from typing import Any
 from aioflow.engine.claimer import Claimer
 from aioflow.engine.coalescer import Coalescer
 from aioflow.engine.keys import Queue
+from aioflow.engine.receipts import FSYNC_NEEDS, replicas_of
 from aioflow.engine.records import Durability, NewJob
-from aioflow.engine.store import FSYNC_NEEDS, Store, replicas_of
+from aioflow.engine.store import Store
 from aioflow.errors import ConfigError
 
 IN_FLIGHT = 100

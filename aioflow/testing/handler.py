@@ -18,7 +18,8 @@ from aioflow.engine.executor import Again, Dead, Done, Executor, Outcome
 from aioflow.engine.records import Leased
 from aioflow.errors import ConfigError
 from aioflow.job import Failure, check_id, new_id
-from aioflow.service import DEFAULT_PRIORITY, Middleware, Task
+from aioflow.policy import DEFAULT_PRIORITY
+from aioflow.service import Middleware, Task
 
 P = TypeVar("P")
 R = TypeVar("R")

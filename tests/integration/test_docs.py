@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 
 from aioflow import Retry, Service, Task
-from aioflow.service import TaskOptions
+from aioflow.policy import TaskOptions
 from aioflow.settings import Settings
 from tests.serving import ROOT
 

@@ -24,7 +24,7 @@ from aioflow.engine.records import Durability, Settlement
 from aioflow.engine.relay import Relay
 from aioflow.engine.store import Store
 from aioflow.errors import AioflowError
-from aioflow.service import TaskOptions
+from aioflow.policy import TaskOptions
 from tests.conftest import Clock
 from tests.integration.scripts.state import new
 from tests.proxy import Proxy

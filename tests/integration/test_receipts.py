@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from aioflow import ConfigError, Runtime, Service, StoreUnavailable
-from aioflow.engine import store as store_module
+from aioflow.engine import receipts
 from aioflow.engine.keys import Queue
 from aioflow.engine.store import Store
 from tests.integration.scripts.state import new
@@ -100,7 +100,7 @@ async def test_a_server_that_may_not_be_asked_gives_memory(
 async def test_a_job_that_was_not_synced_in_time_has_no_receipt(
     never_syncs: Valkey, queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_module, "RECEIPT_MS", 50)
+    monkeypatch.setattr(receipts, "RECEIPT_MS", 50)
     store = Store(never_syncs.url, name="aioflow:test")
     with pytest.raises(StoreUnavailable, match="did not fsync within 50 ms; the jobs may have been taken"):
         await store.submit([new(queue, "a")], "fsync")

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from aioflow import ConfigError, Runtime, Service, StoreUnavailable
-from aioflow.engine import store as store_module
+from aioflow.engine import receipts
 from aioflow.engine.store import Store
 from tests.valkey import Valkey
 from tests.waiting import wait_until
@@ -66,7 +66,7 @@ async def test_a_receipt_waits_for_the_replica_and_a_stopped_one_gives_none(
     service: Service,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(store_module, "RECEIPT_MS", 300)
+    monkeypatch.setattr(receipts, "RECEIPT_MS", 300)
     work = service.tasks["work"]
     async with Runtime(
         [service], redis=primary[0].url, namespace=namespace, workers=False, durability="replicated:1"

@@ -13,7 +13,8 @@ from aioflow.commit import Effect
 from aioflow.engine import scripts
 from aioflow.engine.keys import PARTS, Queue, data_key, runtime_channels
 from aioflow.engine.records import Settlement
-from aioflow.engine.store import Store, parse_result
+from aioflow.engine.rows import parse_result
+from aioflow.engine.store import Store
 from aioflow.job import Failure
 from aioflow.job import State as JobState
 from tests.conftest import Clock

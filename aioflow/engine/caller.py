@@ -1,0 +1,138 @@
+"""How a call to Redis is made: driver exceptions become aioflow's, and a call is repeated only where that is harmless.
+
+It must never hide a failure: what did not certainly happen is StoreUnavailable. Carries I9 and I10.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+
+from redis import exceptions as driver
+from redis.asyncio import Redis
+
+from aioflow.engine import scripts
+from aioflow.engine.connect import ROUND_TRIP_SECONDS, Clients, Command, Wire, shown
+from aioflow.engine.keys import Queue
+from aioflow.engine.line import Line, ServerClock
+from aioflow.engine.records import Durability
+from aioflow.engine.scripts import Script
+from aioflow.errors import ConfigError, ProtocolError, StoreUnavailable
+
+T = TypeVar("T")
+
+NOT_SERVING = ("MISCONF", "READONLY", "BUSY", "LOADING", "MASTERDOWN", "CLUSTERDOWN")
+"""What errors begin with by which a server says that it runs nothing now."""
+REFUSED = ("OOM", "NOREPLICAS", "TRYAGAIN", "WAITAOF")
+"""What errors begin with by which a server refuses this one call."""
+
+
+class Caller:
+    """The connections of one store, and whether the server is there.
+
+    `clock` replaces the server's time, in UTC ms; only tests pass one. `quiet` leaves it to another store of the same
+    runtime to say that the server is away.
+    """
+
+    def __init__(
+        self, url: str, *, name: str, queues: int = 1, clock: Callable[[], int] | None = None, quiet: bool = False
+    ) -> None:
+        self._clients = Clients(url, name)
+        self._clock = clock
+        # Claims, settles and renewals of each queue may be under way at once, beside the ingress' reads.
+        self._wire = self._clients.wire(4 * queues + 8)
+        self._receipt_wires: dict[Durability, Wire] = {}
+        self.redis: Redis = self._clients.make(16)
+        self._bells = self._clients.wire(queues)
+        self._listener: Redis = self._clients.make(1, blocking=True)
+        self.in_memory = self._clients.in_memory
+        self.clock = clock if isinstance(clock, ServerClock) else ServerClock()
+        self.line = Line(shown(url), quiet=quiet)
+        self._plain = self.in_memory  # fakeredis takes no shebang line
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._clients.close()
+
+    async def _call(self, name: str, queue: Queue, *words: str | bytes) -> Any:
+        """Run a script that takes the time and answers it first."""
+        script = scripts.load(name, plain=self._plain)
+        sent = time.monotonic()
+        (reply,) = await self._ask(script, [evalsha(script, queue, (self._clock_word(), *words))], self._wire)
+        self.clock.hear(reply[0], sent)
+        return reply
+
+    def _clock_word(self) -> str:
+        return "0" if self._clock is None else str(self._clock())
+
+    async def _ask(
+        self, script: Script, commands: list[Command], wire: Wire, *, again: list[Command] | None = None
+    ) -> list[Any]:
+        """Send a script's calls; load it where the server does not know it.
+
+        Where the line broke, they are sent once more, or what `again` has in their place.
+        """
+
+        async def send() -> list[Any]:
+            replies = await wire.ask(again if repeated and again is not None else commands)
+            for reply in replies:
+                if isinstance(reply, Exception):
+                    raise reply
+            return replies
+
+        loaded = repeated = False
+        while True:
+            sent = time.monotonic()
+            try:
+                replies = await send()
+            except driver.NoScriptError as error:
+                if loaded:
+                    raise self._mapped(error, script.name) from error
+                loaded = True  # nothing was run, so this counts as no repeat; a server that came back knows no script
+                await self._command(lambda: self.redis.script_load(script.source))
+            except driver.ConnectionError as error:
+                # Most often a kept connection that the server has closed since. A busy server is not asked twice.
+                if repeated or not script.may_repeat or isinstance(error, driver.BusyLoadingError):
+                    raise self.lost(error) from error
+                repeated = True
+                self.line.broke()
+            except (driver.RedisError, OSError) as error:
+                raise self._mapped(error, script.name) from error
+            else:
+                self.line.served(sent)
+                return replies
+
+    async def _command(self, send: Callable[[], Awaitable[T]]) -> T:
+        sent = time.monotonic()
+        try:
+            reply = await send()
+        except (driver.RedisError, OSError, TimeoutError) as error:
+            raise self._mapped(error, "a command") from error
+        self.line.up(sent)
+        return reply
+
+    def _mapped(self, error: BaseException, what: str) -> Exception:
+        if isinstance(error, driver.ResponseError):
+            code = str(error).partition(" ")[0]
+            if code in NOT_SERVING or isinstance(error, (driver.ReadOnlyError, driver.ClusterDownError)):
+                self.line.refused(error)
+                return StoreUnavailable(f"redis cannot serve now: {error}")
+            if code in REFUSED or isinstance(error, driver.OutOfMemoryError):
+                return StoreUnavailable(f"redis cannot serve now: {error}")
+            if isinstance(error, driver.NoPermissionError) or "ACL failure in script" in str(error):
+                return ConfigError(f"redis refuses {what} to this user: {error}")
+            return ProtocolError(f"{what} failed in redis: {error}")
+        return self.lost(error)
+
+    def lost(self, error: BaseException) -> StoreUnavailable:
+        """Take note that the line broke; what to raise."""
+        reason = str(error) or f"no answer within {ROUND_TRIP_SECONDS:g} s"
+        self.line.down(error if str(error) else TimeoutError(reason))
+        return StoreUnavailable(f"redis is away: {reason}")
+
+
+def evalsha(script: Script, queue: Queue, words: Sequence[str | bytes]) -> Command:
+    """The call of a script on a queue's keys."""
+    keys = [queue.keys[key] for key, _ in script.keys]
+    return ("EVALSHA", script.sha, len(keys), *keys, *words)

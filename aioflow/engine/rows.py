@@ -1,0 +1,58 @@
+"""What the scripts answer as rows, as Python sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from redis.asyncio.client import Pipeline
+
+from aioflow.engine import codec
+from aioflow.engine.keys import Queue
+from aioflow.engine.records import Sizes
+from aioflow.job import JobInfo, State
+
+
+def parse_result(line: bytes) -> tuple[State, bytes]:
+    """(state, result) of a results row."""
+    head, _, result = line.partition(b"\n")
+    return State(head.partition(b":")[0].decode()), result
+
+
+def ask_sizes(pipeline: Pipeline, queue: Queue) -> None:
+    for part in ("scheduled", "ready", "running", "done", "dead", "open"):
+        pipeline.zcard(queue.keys[part])
+    pipeline.zrange(queue.keys["open"], 0, 0, withscores=True)
+
+
+def sizes_of(replies: Sequence[Any]) -> Sizes:
+    scheduled, ready, running, done, dead, unfinished, oldest = replies
+    return Sizes(scheduled, ready, running, done, dead, unfinished, int(oldest[0][1]) if oldest else None)
+
+
+def job_info(job_id: str, reply: list[Any]) -> JobInfo:
+    state, score, submitted, started, row, line, envelope, history, progress = reply
+    result = None
+    if line is not None:
+        head, _, result = line.partition(b"\n")
+        _, token, attempt, failures, crashes, _, submitted, started = head.split(b":")
+    elif row is not None:
+        token, attempt, failures, crashes, _ = row.rpartition(b"/")[2].split(b":")
+    else:
+        token, attempt, failures, crashes = b"", 0, 0, 0
+    at_ms = int(float(score))
+    return JobInfo(
+        id=job_id,
+        state=State(state.decode()),
+        at_ms=at_ms % 2**42,  # a ready score is priority * 2**42 + time
+        submitted_ms=int(float(submitted or 0)),
+        started_ms=int(float(started or 0)) or None,
+        attempt=int(attempt),
+        failures=int(failures),
+        crashes=int(crashes) % 1000,  # more while it waits for its last chance
+        token=token.decode(),
+        payload=(envelope or b"").partition(b"\n")[2],
+        result=result,
+        history=tuple(codec.decode_failure(failure) for failure in (history or b"").splitlines()),
+        progress=progress,
+    )
