@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -24,41 +24,50 @@ class Lifespans:
         self.resources: dict[str, Any] = {}
         """What each service's lifespan yielded, by the service's name."""
         self._task: asyncio.Task[None] | None = None
+        self._entered = asyncio.Event()
         self._leave = asyncio.Event()
 
-    async def enter(self, services: Iterable[Service], runtime: Any) -> None:
-        """Enter them in order. Raises what a lifespan raises; those before it are left then."""
+    async def enter(
+        self, services: Iterable[Service], runtime: Any, ended: Callable[[asyncio.Task[None]], None]
+    ) -> None:
+        """Enter them in order. Raises what a lifespan raises; those before it are left then.
+
+        `ended` is told when they end, also where one of them fails while the runtime runs.
+        """
         having = [service for service in services if service.lifespan is not None]
         if not having:
             return
-        entered = asyncio.Event()
-        self._task = asyncio.create_task(self._hold(having, runtime, entered), name="aioflow lifespans")
-        waiting = asyncio.create_task(entered.wait(), name="aioflow lifespans entered")
+        task = self._task = asyncio.create_task(self._hold(having, runtime), name="aioflow lifespans")
+        waiting = asyncio.create_task(self._entered.wait(), name="aioflow lifespans entered")
         try:
-            await asyncio.wait([self._task, waiting], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([task, waiting], return_when=asyncio.FIRST_COMPLETED)
         finally:
             waiting.cancel()
-        if self._task.done():
-            task, self._task = self._task, None
+        if task.done():
+            self._task = None
             task.result()
+        task.add_done_callback(ended)
 
     async def leave(self, seconds: float) -> None:
         """Leave them, last first; after so many seconds they are cancelled. Raises what they raise."""
-        if self._task is None:
+        task = self._task
+        if task is None:
             return
         self._leave.set()
-        _, late = await asyncio.wait([self._task], timeout=seconds)
+        if not self._entered.is_set():
+            task.cancel()
+        _, late = await asyncio.wait([task], timeout=seconds)
         if late:
             log.error("the services' lifespans did not end within %g s; cancelled", seconds)
-            self._task.cancel()
-            _, stuck = await asyncio.wait([self._task], timeout=1.0)
+            task.cancel()
+            _, stuck = await asyncio.wait([task], timeout=1.0)
             if stuck:
                 log.error("the services' lifespans do not end")
                 return
-        if not self._task.cancelled():
-            self._task.result()
+        if not task.cancelled():
+            task.result()
 
-    async def _hold(self, services: list[Service], runtime: Any, entered: asyncio.Event) -> None:
+    async def _hold(self, services: list[Service], runtime: Any) -> None:
         failure: BaseException | None = None
         async with AsyncExitStack() as stack:
             try:
@@ -68,7 +77,7 @@ class Lifespans:
             except BaseException as error:  # noqa: BLE001 - raised below; those before it are left in order
                 failure = error
             else:
-                entered.set()
+                self._entered.set()
                 await self._leave.wait()
         if failure is not None:
             raise failure

@@ -47,6 +47,7 @@ log = logging.getLogger(__name__)
 
 CANCEL_SECONDS = 1.0
 """What cancelled handlers get to end, and then what the last settles and releases get."""
+GOODBYE_SECONDS = 0.3
 
 
 class Runtime(Client):
@@ -111,7 +112,10 @@ class Runtime(Client):
         self._lifespans = Lifespans()
         self._failure: BaseException | None = None
         self._started = False
+        self._starter: asyncio.Task[None] | None = None
         self._stopper: asyncio.Task[None] | None = None
+        self._keeping: asyncio.Task[None] | None = None
+        self._disconnected = False
         self._background: Background | None = None
 
     def __repr__(self) -> str:
@@ -156,10 +160,14 @@ class Runtime(Client):
         for task in self._queues:
             _ = task.signature  # annotations are checked before anything is started
         self._loop, self._thread_id = asyncio.get_running_loop(), threading.get_ident()
+        self._starter = asyncio.create_task(self._start(), name="aioflow start")
         try:
-            await self._start()
+            await self._starter
         except BaseException:
+            stopped_meanwhile = self._stopper is not None and not (asyncio.current_task() or self._starter).cancelling()
             await self.stop()
+            if stopped_meanwhile:
+                raise self._failure or ConfigError("the runtime was stopped while it started") from None
             raise
 
     async def _start(self) -> None:
@@ -188,7 +196,7 @@ class Runtime(Client):
         )
         self._spawn(inbox.run(), "channel")
         declarations.live_runtimes.append(self)
-        await self._lifespans.enter(self.services.values(), self)
+        await self._lifespans.enter(self.services.values(), self, self._loop_ended)
         if self._workers is not False:
             self._start_workers(store, url)
         if self._clock is not None:
@@ -224,7 +232,7 @@ class Runtime(Client):
             lambda: store if store.in_memory else Store(url, name=name, queues=len(pools), clock=clock, quiet=True),
             in_thread=not store.in_memory,
         )
-        self._spawn(self._keeper.run(), "lease keeper")
+        self._keeping = self._spawn(self._keeper.run(), "lease keeper")
 
     # ---- stop
 
@@ -239,10 +247,15 @@ class Runtime(Client):
 
     async def _stop(self) -> None:
         ends = time.monotonic() + self.settings.grace
+        if self._starter is not None and not self._starter.done():
+            self._starter.cancel()
+            await asyncio.wait([self._starter])
         try:
-            await self._end_claiming(ends)
+            answers = await self._end_claiming(ends)
             await self._end_handlers(ends)
-            await self._within(self._write_last(), "the last settles")
+            await self._within(CANCEL_SECONDS, self._write_last(), "the last settles")
+            if answers:
+                await self._within(GOODBYE_SECONDS, self._say_goodbye(), "the turns and the outbox")
         finally:
             # Only now: a handler that runs out its grace may submit.
             if self in declarations.live_runtimes:
@@ -261,17 +274,21 @@ class Runtime(Client):
         """Whether the stop has begun."""
         return self._stopper is not None
 
-    async def _end_claiming(self, ends: float) -> None:
-        """Claims in flight are completed; no handler may start once the others have been ended."""
+    async def _end_claiming(self, ends: float) -> bool:
+        """Claims in flight are completed; no handler may start once the others have been ended.
+
+        False where the server did not answer the last calls.
+        """
         for claimer in self._claimers.values():
             claimer.stop()
         if not self._claiming:
-            return
+            return True
         _, late = await asyncio.wait(self._claiming, timeout=max(CANCEL_SECONDS, ends - time.monotonic()))
         for claiming in late:
             claiming.cancel()
         if late:
             await asyncio.wait(late, timeout=CANCEL_SECONDS)
+        return not late
 
     async def _end_handlers(self, ends: float) -> None:
         handlers = [attempt.task for pool in self._pools for attempt in pool.running if attempt.task is not None]
@@ -290,20 +307,26 @@ class Runtime(Client):
             await pool.release_rest()
         if self._submitter is not None:
             await self._submitter.drain()
-        for relay in self._relays:
-            await relay.empty()
+
+    async def _say_goodbye(self) -> None:
+        """What others would do soon, if it were left undone."""
         for maintenance in self._maintenance:
             await maintenance.leave()
+        for relay in self._relays:
+            await relay.empty()
 
-    async def _within(self, last: Awaitable[None], what: str) -> None:
+    async def _within(self, seconds: float, last: Awaitable[None], what: str) -> None:
         try:
-            async with asyncio.timeout(CANCEL_SECONDS):
+            async with asyncio.timeout(seconds):
                 await last
         except (TimeoutError, AioflowError) as error:
-            log.warning("stopped before %s were written (%r); the leases bring these jobs back", what, error)
+            log.warning("stopped before %s were written (%r); others go on where this one left off", what, error)
 
     async def _disconnect(self) -> None:
-        self._submitter = None  # it would begin a line that nobody ends
+        self._submitter, self._disconnected = None, True
+        for pool in self._pools:
+            for attempt in pool.running:
+                attempt.left = True
         if self._clock is not None:
             self._clock.unfollow(self._clock_moved)
         if self._keeper is not None:
@@ -353,9 +376,16 @@ class Runtime(Client):
         for maintenance in self._maintenance:
             maintenance.look()
 
+    def running_on(self) -> int:
+        """How many handlers still run; after the stop, those that took no notice of it."""
+        return sum(len(pool.running) for pool in self._pools)
+
     # ---- its loops
 
     def _spawn(self, loop: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        if self._disconnected:
+            loop.close()
+            raise ConfigError("the runtime is not running")
         task = asyncio.create_task(loop, name=f"aioflow {name}")
         task.add_done_callback(self._loop_ended)
         self._loops.append(task)
@@ -365,6 +395,10 @@ class Runtime(Client):
         error = None if task.cancelled() else task.exception()
         if error is None:
             return
+        if task is self._keeping:
+            # Nobody would end a handler whose lease is over.
+            for pool in self._pools:
+                pool.cancel_running()
         if self._stopper is not None:
             log.error("%s failed during the stop: %r", task.get_name(), error, exc_info=error)
             return

@@ -127,7 +127,8 @@ class Server:
             loop.add_signal_handler(number, self._runtime.scale, by)
         runtime = self._runtime
         try:
-            await runtime.start()
+            if not await self._started(runtime):
+                return 0
             with self._named_in_pid_file():
                 ingress = await self._open_ingress()
                 print(self._greeting(), flush=True)  # noqa: T201 - what the command says
@@ -136,9 +137,26 @@ class Server:
                     await self._close(ingress)
         finally:
             await runtime.stop()
+            if runtime.running_on():
+                # The process ends, and with it the leases; asyncio would wait for them first.
+                log.warning("%d handlers took no notice of the stop; they end with the process", runtime.running_on())
+                logging.shutdown()
+                os._exit(1 if runtime.failed.is_set() else 0)
             if self._listener is not None:
                 self._listener.close()
         return 1 if failed else 0
+
+    async def _started(self, runtime: Runtime) -> bool:
+        """Start the runtime; False where a signal came before it had started."""
+        starting, stop = asyncio.create_task(runtime.start()), asyncio.create_task(self._stop.wait())
+        await asyncio.wait([starting, stop], return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+        if starting.done():
+            starting.result()
+            return True
+        starting.cancel()
+        await asyncio.wait([starting])
+        return False
 
     def _signalled(self, number: int) -> None:
         if self._stop.is_set():

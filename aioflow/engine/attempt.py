@@ -33,6 +33,8 @@ class Attempt:
     """Where its handler runs, if that is a thread: it cannot be cancelled."""
     stop: Stop | None = None
     """Written by whoever cancels the handler, before it does."""
+    left: bool = False
+    """Written at the end of the stop: its handler runs on in a thread, and nobody waits for it."""
     lost: bool = False
     """Written by the lease keeper: the lease is over, or its end is being seen to."""
     waiting: bool = False
@@ -42,10 +44,11 @@ class Attempt:
     """Whether its task has taken its first step; a task that is cancelled before it runs nothing, not even cleanup."""
 
     def cancel(self, why: Stop) -> None:
-        """Cancel the handler, once; a lost lease overrules every other reason."""
+        """Cancel the handler, once for each reason; a lost lease overrules every other."""
         if self.task is None or self.stop is why:
             return
-        if self.stop is None and self.begun:
+        # A handler that takes its time over a first cancellation hears of a stop and of a lost lease all the same.
+        if self.begun and (self.stop is None or why in (Stop.RUNTIME, Stop.LEASE_LOST)):
             self.task.cancel(why.name.lower())
         if self.stop is None or why is Stop.LEASE_LOST:
             self.stop = why

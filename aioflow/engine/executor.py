@@ -81,7 +81,7 @@ class Executor:
         self._worker = worker
         self._encode = encode
         self._middleware = middleware
-        self._processes = ProcessPool(task.options.concurrency) if task.options.cpu else None
+        self._processes = ProcessPool() if task.options.cpu else None
         self.begin: Callable[[Attempt], None] = lambda _: None
         """Ends the waiting of an attempt; set by the pool."""
 
@@ -104,6 +104,8 @@ class Executor:
             return Dead(self._failure("Discard", str(discard.reason), leased), commit.effects, failed=False)
         except asyncio.CancelledError as error:
             return self.stopped(attempt, error, job)
+        except SystemExit as error:
+            return self._failed(leased, job, RuntimeError(repr(error)))  # a handler's, not the process'
         except Exception as error:  # noqa: BLE001 - a handler may raise anything; the retry policy decides
             return self._failed(leased, job, error)
         if attempt.stop is Stop.TIMEOUT:
@@ -184,8 +186,9 @@ def text_of(error: Exception) -> str:
 async def run_in_thread(attempt: Attempt, function: Callable[..., Any], *arguments: Any) -> Any:
     """Call a function in a daemon thread of its own, which the attempt names from then on.
 
-    A thread cannot be cancelled: a first cancellation is kept until the function has ended, and raised then unless
-    the function returned; a second one leaves the thread to itself. A daemon thread does not keep the process alive
+    A thread cannot be cancelled: a cancellation is kept until the function has ended, and raised then unless the
+    function returned, since a job whose outcome is known starts elsewhere. Only after the runtime's stop a
+    cancellation, of the loop that closes, leaves the thread to itself. A daemon thread does not keep the process alive
     past its grace period, as those of concurrent.futures would; the caller bounds their number.
     """
     loop = asyncio.get_running_loop()
@@ -217,7 +220,12 @@ async def run_in_thread(attempt: Attempt, function: Callable[..., Any], *argumen
     try:
         return await asyncio.shield(done)
     except asyncio.CancelledError:
-        await asyncio.wait([done])
+        while not done.done():
+            try:
+                await asyncio.wait([done])
+            except asyncio.CancelledError:
+                if attempt.left:
+                    raise
         if done.exception() is None:
             return done.result()
         raise

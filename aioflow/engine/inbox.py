@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from redis import exceptions as driver
 
+from aioflow.engine.connect import ROUND_TRIP_SECONDS
 from aioflow.engine.store import Store
 from aioflow.errors import ConfigError, ProtocolError, StoreUnavailable
 
@@ -70,7 +71,8 @@ class Inbox:
         asked, silent = False, 0
         sent = time.monotonic()
         try:
-            await pubsub.subscribe(self.channel)
+            async with asyncio.timeout(ROUND_TRIP_SECONDS):
+                await pubsub.subscribe(self.channel)
             while True:
                 message = await pubsub.get_message(timeout=SILENCE_SECONDS)
                 if message is None:

@@ -74,15 +74,15 @@ class LeaseKeeper:
             raise self._failure
 
     async def finish(self, seconds: float) -> None:
-        """Let go of all leases but those of handlers in threads; return once the others' connections are closed."""
+        """Let go of all leases but those of handlers that run on; return once the others' connections are closed."""
         if self._thread is None or not self._thread.is_alive():
             return
-        left = self._in_threads()
+        left = self._running_on()
         self._finishing = True  # before the look at the loop: a thread that only begins looks at this after making one
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._finish.set)
         if left:
-            log.warning("%d handlers in threads still run; their leases are kept until they end", len(left))
+            log.warning("%d handlers still run; their leases are kept until they end", len(left))
             return
         try:
             async with asyncio.timeout(seconds):
@@ -118,7 +118,7 @@ class LeaseKeeper:
         try:
             async with asyncio.TaskGroup() as renewals:
                 await self._keep(store, renewals)
-            await self._keep_threads(store)
+            await self._keep_rest(store)
         finally:
             await store.close()
 
@@ -136,14 +136,14 @@ class LeaseKeeper:
             if due and (renewing is None or renewing.done()) and not self._given_up(now):
                 renewing = renewals.create_task(self._renew(store, due), name="aioflow renewal")
 
-    async def _keep_threads(self, store: Store) -> None:
-        """After the stop: keep the leases of handlers in threads, and give each job back when its handler has ended."""
-        left = self._in_threads()
+    async def _keep_rest(self, store: Store) -> None:
+        """After the stop: keep the leases of handlers that run on; when one has ended, give its job back."""
+        left = self._running_on()
         while left:
             self._finish.clear()
             await self._rest(self._tick)
             for pool, attempt in left:
-                if attempt.thread is not None and not attempt.thread.is_alive() and not attempt.lost:
+                if not attempt.lost and not self._runs(attempt):
                     attempt.lost = True
                     await self._give_back(store, pool, attempt)
             left = [(pool, attempt) for pool, attempt in left if not attempt.lost]
@@ -170,12 +170,14 @@ class LeaseKeeper:
         # A copy of a set is one step of the interpreter: the home loop cannot come between.
         return [(pool, attempt) for pool in self._pools for attempt in pool.held.copy() if not attempt.lost]
 
-    def _in_threads(self) -> list[tuple[Pool, Attempt]]:
-        return [
-            (pool, attempt)
-            for pool, attempt in self._held()
-            if attempt.thread is not None and attempt.thread.is_alive()
-        ]
+    def _running_on(self) -> list[tuple[Pool, Attempt]]:
+        return [(pool, attempt) for pool, attempt in self._held() if self._runs(attempt)]
+
+    def _runs(self, attempt: Attempt) -> bool:
+        """Whether a handler still runs: in a thread, or as a task that takes its time over its cancellation."""
+        if attempt.thread is not None and attempt.thread.is_alive():
+            return True
+        return attempt.task is not None and not attempt.task.done() and not self._home.is_closed()
 
     def _until_next(self) -> float:
         now = time.monotonic()

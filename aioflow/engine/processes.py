@@ -13,7 +13,6 @@ import importlib
 import multiprocessing
 import os
 import pickle
-import signal
 import threading
 import traceback
 from collections.abc import Callable
@@ -33,6 +32,8 @@ CONTEXT = multiprocessing.get_context("spawn")
 """A fork of a process with threads and an event loop may hang in any lock that one of them held."""
 
 
+MOST_CALLS = 10_000
+"""As many as a task's concurrency may be; each has a thread while it lasts."""
 START_SECONDS = 60.0
 """How long a process may take to start and to import its handler."""
 
@@ -125,17 +126,16 @@ class Busy:
 
 
 class ProcessPool:
-    """At most so many processes; callers see to it that no more calls are under way."""
+    """As many processes as there are calls at a time, which the pool of the task bounds."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._threads = ThreadPoolExecutor(most, thread_name_prefix="aioflow cpu call")
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(MOST_CALLS, thread_name_prefix="aioflow cpu call")
         self._lock = threading.Lock()
         self._idle: list[Worker] = []  # like _closed, under the lock
         self._closed = False
 
     def __repr__(self) -> str:
-        return f"<ProcessPool idle={len(self._idle)} of {self._most}>"
+        return f"<ProcessPool idle={len(self._idle)}>"
 
     async def run(self, task: Task[Any, Any], payload: Any, job: Job, begin: Callable[[], None]) -> Any:
         """Call the task's handler in a process; its effects go to the job. Cancelled, it kills the process first.
@@ -147,13 +147,17 @@ class ProcessPool:
         busy = Busy()
         loop = asyncio.get_running_loop()
         told = partial(loop.call_soon_threadsafe, begin)
-        calling = loop.run_in_executor(self._threads, self._call, busy, handler.__module__, message, told)
+        call = self._threads.submit(self._call, busy, handler.__module__, message, told)
+        calling = asyncio.wrap_future(call)
         try:
             answer: Answer = pickle.loads(await asyncio.shield(calling))  # noqa: S301 - from our own process
         except asyncio.CancelledError:
             busy.kill()
-            await asyncio.wait([calling])
-            if not calling.cancelled():
+            # Where no thread has taken it up yet, it is over; else its process is killed, which takes a moment.
+            while not call.cancel() and not calling.done():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait([calling])
+            if calling.done() and not calling.cancelled():
                 calling.exception()  # it says that the process died, as it should
             raise
         job.commit.effects.extend(answer.effects)
@@ -163,8 +167,7 @@ class ProcessPool:
         return answer.result
 
     def _call(self, busy: Busy, module: str, message: bytes, begin: Callable[[], object]) -> bytes:
-        with self._lock:
-            worker = self._idle.pop() if self._idle else None
+        worker = self._take()
         if worker is None:
             worker = Worker()
             busy.begin(worker)
@@ -181,6 +184,15 @@ class ProcessPool:
             worker.end()
         return answer
 
+    def _take(self) -> Worker | None:
+        """An idle worker that lives; one may have been killed meanwhile."""
+        while True:
+            with self._lock:
+                worker = self._idle.pop() if self._idle else None
+            if worker is None or worker.process.is_alive():
+                return worker
+            worker.end()
+
     def close(self) -> None:
         """End the idle processes; those that are busy end with their calls."""
         with self._lock:
@@ -196,7 +208,7 @@ class ProcessPool:
 
 def answer_calls(connection: Connection) -> None:
     """Answer calls until the parent closes the pipe or dies."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    os.setsid()  # Ctrl-C and signals to the group are the parent's to handle: it drains
     threading.Thread(target=end_with_parent, name="aioflow watch of the parent", daemon=True).start()
     with contextlib.suppress(EOFError):
         module = pickle.loads(connection.recv_bytes())  # noqa: S301 - from the parent

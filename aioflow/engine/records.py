@@ -14,6 +14,8 @@ Durability = str
 """ "memory", "fsync" or "replicated:N"."""
 MOST_JOBS = 1000
 """Jobs of one call, as the scripts check it."""
+EFFECT_COST = 50
+"""Bytes that an effect counts for beside its own: a batch of many small ones must not hold the server for long."""
 MOST_BYTES = 1 << 20
 """Payload of one call; a single larger job still goes."""
 
@@ -88,7 +90,8 @@ class Settlement:
         """Bytes it adds to a batch, about."""
         if not self.effects:
             return len(self.result)
-        return len(self.result) + sum(len(effect.name) + sum(map(len, effect.words)) for effect in self.effects)
+        effects = (EFFECT_COST + len(effect.name) + sum(map(len, effect.words)) for effect in self.effects)
+        return len(self.result) + sum(effects)
 
 
 @dataclass(frozen=True, slots=True)

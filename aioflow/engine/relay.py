@@ -18,6 +18,8 @@ from aioflow.errors import ProtocolError, StoreUnavailable
 
 log = logging.getLogger(__name__)
 
+MOST_ROUNDS = 20
+"""Of the last emptying: others may fill the outbox meanwhile."""
 BATCH = 50
 """Jobs that are read from the outbox at a time; a payload may have a MiB."""
 LONGEST_PAUSE = 2.0
@@ -62,9 +64,10 @@ class Relay:
                 self._refusals = 0
 
     async def empty(self) -> None:
-        """Relay all there is, at the stop. Raises StoreUnavailable; whoever looks after the queue next goes on then."""
-        while await self._some():
-            pass
+        """Relay what is there at the stop. Raises StoreUnavailable; whoever looks after the queue next goes on then."""
+        for _ in range(MOST_ROUNDS):
+            if not await self._some():
+                return
 
     async def _some(self) -> bool:
         """Relay the first of the outbox; whether there may be more."""

@@ -68,7 +68,9 @@ class Submitter:
         return line
 
     async def _flush(self, jobs: list[NewJob], durability: Durability) -> list[int]:
-        claimers = {self._claimers[job.queue] for job in jobs if job.queue in self._claimers}
+        # A claim behind a WAIT would keep its claimer for as long as the replicas take.
+        riding = () if replicas_of(durability) else jobs
+        claimers = {self._claimers[job.queue] for job in riding if job.queue in self._claimers}
         rides = [ride for claimer in claimers if (ride := claimer.ride()) is not None]
         try:
             return await self._store.submit(jobs, durability, rides)

@@ -9,11 +9,14 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from aioflow import Job, Runtime, Service, State
+from aioflow import ConfigError, Job, Retry, Runtime, Service, State
 from aioflow.engine import lease
 from aioflow.engine.store import Store
 from tests.integration.test_wait import idle
@@ -134,6 +137,177 @@ async def test_a_handler_in_a_thread_keeps_its_lease_after_the_stop_and_its_job_
             assert (info.failures, info.crashes) == (0, 0), "given back, not lost"
         await asyncio.wait(left)
     assert together == [1, 1], "never two at once"
+
+
+async def test_a_handler_that_swallows_its_cancellation_keeps_its_lease_after_the_stop(
+    valkey: Valkey, namespace: str, store: Store
+) -> None:
+    service = Service("demo")
+    gate = asyncio.Event()
+    running: list[int] = []
+    together: list[int] = []
+
+    @service.task(lease=LEASE)
+    async def block(job: Job) -> int:
+        running.append(job.attempt)
+        together.append(len(running))
+        while job.attempt == 1 and not gate.is_set():
+            with suppress(asyncio.CancelledError):
+                await gate.wait()
+        running.remove(job.attempt)
+        return job.attempt
+
+    async with Runtime([service], redis=valkey.url, namespace=namespace, workers=False) as observer:
+        async with Runtime([service], redis=valkey.url, namespace=namespace, grace=0.0):
+            handle = await observer.submit(block)
+            await wait_until(lambda: running == [1])
+        async with Runtime([service], redis=valkey.url, namespace=namespace):
+            began = time.monotonic()
+            while time.monotonic() - began < 3 * LEASE:
+                assert await on_the_server(store, namespace, handle.id) == ("running", 1)
+                await asyncio.sleep(0.05)
+            gate.set()
+            assert await handle.result(10) == 2
+            info = await handle.status()
+            assert (info.failures, info.crashes) == (0, 0), "given back, not lost"
+    assert together == [1, 1], "never two at once"
+
+
+SWALLOWS = """
+import asyncio
+from aioflow import Service
+
+service = Service("demo")
+
+@service.task(lease=1.0, timeout=None)
+async def block() -> None:
+    print("starts", flush=True)
+    while True:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            print("swallowed", flush=True)
+"""
+
+
+async def test_serve_ends_in_time_although_a_handler_swallows_its_cancellation(
+    valkey: Valkey, namespace: str, tmp_path: Path
+) -> None:
+    (tmp_path / "swallows.py").write_text(SWALLOWS)
+    serve = Serve(
+        *("swallows:service", "--redis", valkey.url, "--no-ingress", "--grace", "0.5"),
+        environment={"AIOFLOW_NAMESPACE": namespace},
+        cwd=tmp_path,
+    )
+    service = Service("demo")
+    started: list[int] = []
+
+    @service.task(lease=1.0)
+    async def block(job: Job) -> None:
+        started.append(job.attempt)
+
+    try:
+        await serve.start()
+        async with Runtime([service], redis=valkey.url, namespace=namespace, workers=False) as submitter:
+            handle = await submitter.submit(block)
+            await said_times(serve, "starts", 1)
+            assert await serve.stop(seconds=0.5 + 2 + 1) == 0
+            assert serve.said.count("swallowed") >= 1
+            async with Runtime([service], redis=valkey.url, namespace=namespace):
+                await handle.result(10)
+            assert started == [2]
+    finally:
+        serve.close()
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+async def test_a_thread_is_waited_for_however_often_its_task_is_cancelled(
+    valkey: Valkey, namespace: str, stopped: bool
+) -> None:
+    gate = threading.Event()
+    running: set[int] = set()
+    together: list[int] = []
+
+    async def impatient(job: Job, call: Any) -> Any:
+        async with asyncio.timeout(0.1 if job.attempt == 1 else None):
+            return await call()
+
+    service = Service("demo", middleware=[impatient])
+
+    @service.task(timeout=0.2, lease=LEASE, retry=Retry(attempts=2, base=0.0))
+    def block(job: Job) -> int:
+        running.add(job.attempt)
+        together.append(len(running))
+        if job.attempt == 1:
+            gate.wait(20)
+        running.discard(job.attempt)
+        return job.attempt
+
+    async with Runtime([service], redis=valkey.url, namespace=namespace, workers=False) as observer:
+        first = Runtime([service], redis=valkey.url, namespace=namespace, grace=0.0)
+        await first.start()
+        handle = await observer.submit(block)
+        (pool,) = first._pools
+        await wait_until(lambda: any(attempt.stop for attempt in pool.running))  # its time is over: cancelled twice
+        if stopped:
+            await first.stop()
+        async with Runtime([service], redis=valkey.url, namespace=namespace):
+            began = time.monotonic()
+            await wait_until(lambda: time.monotonic() - began > 2 * LEASE)
+            assert together == [1]
+            gate.set()
+            assert await handle.result(10) == 2
+        await first.stop()
+    assert together == [1, 1], "never two at once"
+
+
+async def test_a_lifespan_that_fails_while_the_runtime_runs_stops_it(valkey: Valkey, namespace: str) -> None:
+    fail = asyncio.Event()
+
+    @asynccontextmanager
+    async def lifespan(_: Runtime) -> AsyncIterator[None]:
+        async def child() -> None:
+            await fail.wait()
+            raise OSError("the pool is gone")
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(child())
+            yield
+
+    runtime = Runtime([Service("demo", lifespan=lifespan)], redis=valkey.url, namespace=namespace)
+    await runtime.start()
+    fail.set()
+    await asyncio.wait_for(runtime.failed.wait(), 5)
+    with pytest.raises(BaseExceptionGroup):
+        await runtime.__aexit__(None, None, None)
+
+
+@pytest.mark.parametrize("lifespan_waits", [True, False])
+async def test_a_stop_during_the_start_leaves_nothing(valkey: Valkey, namespace: str, lifespan_waits: bool) -> None:
+    entering = asyncio.Event()
+
+    @asynccontextmanager
+    async def lifespan(_: Runtime) -> AsyncIterator[None]:
+        entering.set()
+        await asyncio.sleep(60 if lifespan_waits else 0)
+        yield
+
+    service = Service("demo", lifespan=lifespan)
+
+    @service.task()
+    async def block() -> None: ...
+
+    runtime = Runtime([service], redis=valkey.url, namespace=namespace)
+    starting = asyncio.create_task(runtime.start())
+    if lifespan_waits:
+        await entering.wait()
+    else:
+        await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        await runtime.stop()
+    with pytest.raises(ConfigError, match="stopped while it started"):
+        await starting
+    assert [task for task in asyncio.all_tasks() if task.get_name().startswith("aioflow")] == []
 
 
 async def test_a_keeper_that_fails_stops_the_runtime(
