@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from aioflow import ConfigError, Job, Retry, Runtime, Service, State
-from aioflow.engine import lease
+from aioflow.engine import lease, scripts
 from aioflow.engine.store import Store
 from tests.integration.test_wait import idle
 from tests.serving import ROOT, Serve
@@ -440,3 +440,51 @@ async def test_of_two_runtimes_one_dies_between_its_pop_and_its_claim_and_the_jo
         assert await handle.result(5) == 1
         assert started[0] - died < 1.5
     assert os.getpid() != dying.pid
+
+
+async def test_outcomes_that_wait_behind_a_settle_are_written_before_the_rest_is_released(
+    valkey: Valkey, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settle, go_on = Store.settle, asyncio.Event()
+
+    async def held_up(self: Store, queue: Any, settlements: Any) -> list[int | str]:
+        await go_on.wait()
+        return await settle(self, queue, settlements)
+
+    monkeypatch.setattr(Store, "settle", held_up)
+    service = Service("demo")
+    gates = [asyncio.Event(), asyncio.Event()]
+    ended: list[int] = []
+
+    @service.task()
+    async def block(number: int) -> int:
+        await gates[number].wait()
+        ended.append(number)
+        return number
+
+    async with Runtime([service], redis=valkey.url, namespace=namespace, workers=False) as observer:
+        runtime = Runtime([service], redis=valkey.url, namespace=namespace)
+        await runtime.start()
+        handles = [await observer.submit(block, number) for number in range(2)]
+        (pool,) = runtime._pools
+        await wait_until(lambda: len(pool.running) == 2)
+        gates[0].set()
+        await wait_until(lambda: pool.settles._in_flight == 1)
+        gates[1].set()
+        await wait_until(lambda: ended == [0, 1])
+        stopping = asyncio.create_task(runtime.stop())
+        await wait_until(lambda: all(task.done() for task in runtime._claiming))
+        go_on.set()
+        await stopping
+        assert [(await handle.status()).state for handle in handles] == [State.DONE, State.DONE]
+
+
+async def test_a_start_reads_every_script_and_trusts_a_server_that_is_long_up(valkey: Valkey, namespace: str) -> None:
+    async with Runtime([Service("demo")], redis=valkey.url, namespace=namespace) as runtime:
+        names = [path.stem for path in (scripts.script_root() / "queue").glob("*.lua")]
+        known = await runtime.redis.script_exists(*[scripts.load(f"queue/{name}").sha for name in names])
+        assert all(known)
+        assert scripts.load.cache_info().currsize >= len(names)
+        up = (await runtime.redis.info("server"))["uptime_in_seconds"]
+        # Its leases may be judged at once: their holders have had all that time to renew them.
+        assert runtime._live_store().line.connected_at <= time.monotonic() - up + 1
