@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -22,20 +23,20 @@ from aioflow.service import Task
 
 
 @dataclass(slots=True)
-class Change:
+class Change(ABC):
     """What is done to jobs, and what came of it."""
 
     verb: str
     counts: dict[str, int] = field(default_factory=dict)
     """By what became of the jobs."""
 
+    @abstractmethod
     async def apply(self, operator: Operator, task: Task[Any, Any], batch: Sequence[JobInfo]) -> list[str]:
         """Do it to up to 1,000 jobs; per job what became of it, or "" with nothing done."""
-        raise NotImplementedError
 
+    @abstractmethod
     def why_not(self, job: JobInfo) -> str:
         """Why nothing was done."""
-        raise NotImplementedError
 
     async def do(self, operator: Operator, task: Task[Any, Any], batch: Sequence[JobInfo]) -> list[str]:
         """As apply, and count."""
