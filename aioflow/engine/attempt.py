@@ -43,6 +43,16 @@ class Attempt:
     begun: bool = False
     """Whether its task has taken its first step; a task that is cancelled before it runs nothing, not even cleanup."""
 
+    @property
+    def in_thread(self) -> bool:
+        """Whether its handler runs in a thread now."""
+        return self.thread is not None and self.thread.is_alive()
+
+    @property
+    def cancellable(self) -> bool:
+        """Whether there is a handler to cancel: one that has not ended and is no thread."""
+        return self.task is not None and not self.task.done() and not self.in_thread
+
     def cancel(self, why: Stop) -> None:
         """Cancel the handler, once for each reason; a lost lease overrules every other."""
         if self.task is None or self.stop is why:

@@ -3,11 +3,13 @@
 It works in a thread with an event loop and a store of its own, so that a handler that blocks the runtime's loop does
 not lose its lease; an in-memory server lives in one loop, and with it the keeper works there. On the holder's monotonic
 clock a lease begins when its claim or renewal was sent. It is renewed after a third of its time, all that are due in
-one round trip; where that fails until the end, the handler is cancelled, since the job may be another's by then.
+one round trip; where that fails until the end, the handler is cancelled, since the job may be another's by then. What
+cannot be cancelled, a thread or an outcome that waits for its settle, is renewed further: after a long outage the
+server may still hold the lease, and if it does not, it says so.
 
 A loop that is blocked for a second is said, with the handler and its stack; after `MOST_BLOCKED` seconds nothing is
-renewed any more, and the jobs go to others. A handler in a thread cannot be cancelled: its lease is kept until it has
-ended, also when the runtime has stopped. Carries I2.
+renewed any more, and the jobs go to others. The lease of a handler in a thread is kept until it has ended, also when
+the runtime has stopped. Carries I2.
 """
 
 from __future__ import annotations
@@ -129,7 +131,7 @@ class LeaseKeeper:
             self._watch_home(now)
             held = self._held()
             for pool, attempt in held:
-                if attempt.lease_until <= now:
+                if attempt.lease_until <= now and attempt.cancellable:
                     self._end(pool, attempt, "its lease could not be renewed")
             due = [(pool, attempt) for pool, attempt in held if attempt.renew_at <= now and not attempt.lost]
             # One renewal at a time; a server that is slow to answer must not hide that leases end meanwhile.
@@ -175,14 +177,14 @@ class LeaseKeeper:
 
     def _runs(self, attempt: Attempt) -> bool:
         """Whether a handler still runs: in a thread, or as a task that takes its time over its cancellation."""
-        if attempt.thread is not None and attempt.thread.is_alive():
+        if attempt.in_thread:
             return True
         return attempt.task is not None and not attempt.task.done() and not self._home.is_closed()
 
     def _until_next(self) -> float:
         now = time.monotonic()
-        ends = (attempt.renew_at if attempt.renew_at > now else attempt.lease_until for _, attempt in self._held())
-        return max(0.01, min(self._tick, min(ends, default=now + self._tick) - now))
+        times = (time for _, attempt in self._held() for time in (attempt.renew_at, attempt.lease_until) if time > now)
+        return max(0.01, min(self._tick, min(times, default=now + self._tick) - now))
 
     def _end(self, pool: Pool, attempt: Attempt, why: str) -> None:
         log.warning("%s %s: %s; cancelled", pool.queue.name, attempt.job.id, why)

@@ -57,11 +57,16 @@ class Line:
     refusing: bool = False
     failures: int = 0
     connected_at: float = field(default_factory=time.monotonic)
-    """Monotonic time of the last broken connection, or of the first answer after the last loss."""
+    """Monotonic time of the last broken connection, or of the first answer after the server was away or refusing."""
     quiet: bool = False
     """Whether another one of the same runtime does the saying."""
     heard: bool = False
     """Whether it ever answered: what was never there is not lost, and whoever connects hears of it."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether the server served when it was last heard of."""
+        return self.lost_at is None and not self.refusing
 
     def broke(self) -> None:
         """A connection broke, and the call is made again over a new one: whatever was there may be another server."""
@@ -83,12 +88,12 @@ class Line:
         if self.refusing:
             self.refusing = False
             self.failures = 0
+            self.connected_at = time.monotonic()  # it may have another clock, and the holders must reach it first
             log.info("redis %s serves again", self.url)
 
     def refused(self, error: BaseException) -> None:
         """The server is there and runs nothing now: a replica after a failover, or one that loads, or is blocked."""
         self.failures += 1
-        self.connected_at = time.monotonic()  # it may have another clock, and the holders must reach it first
         if not self.refusing:
             self.refusing = True
             log.warning("redis %s does not serve: %s; trying again", self.url, error)

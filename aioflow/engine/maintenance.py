@@ -72,17 +72,19 @@ class Maintenance:
         """One round; how long to sleep until the next."""
         now = time.monotonic()
         interval = self._options.lease / 3
-        # Every call hears the clock: that it agrees now does not say that it did all along.
+        # Every call hears the clock: that it agrees now does not say that it did all along. The call that finds the
+        # server back judges nothing either; its holders must reach it first.
         unsure_at = max(self._store.line.connected_at, self._store.clock.stepped_at)
         reap_from = max(self._reap_from, unsure_at + interval)
+        judge = self._store.line.holds and now >= reap_from
         reaped = await self._store.reap(
             self._queue,
             most_crashes=self._options.most_crashes,
             longest_ms=int(self._options.lease * 1000),
-            judge=now >= reap_from,
+            judge=judge,
             runner=self._runner,
         )
-        if now >= reap_from and not reaped.judged:
+        if judge and not reaped.judged:
             self._reap_from = now + interval
         if reaped.jobs or reaped.dead:
             log.warning(

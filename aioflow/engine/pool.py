@@ -202,30 +202,25 @@ class Pool:
             attempt.cancel(Stop.TIMEOUT)
 
     async def _flush(self, batch: list[tuple[Attempt, Settlement]]) -> list[None]:
-        """Settle a batch; while Redis is away, again and again, each job for as long as its lease lives."""
-        answers: list[None] = [None] * len(batch)
+        """Settle a batch; while Redis is away, again and again, until it answers or the runtime's stop ends it.
+
+        Also past the leases' end: whether a job has gone to another is for the server to say, by its token.
+        """
+        settlements = [settlement for _, settlement in batch]
         while True:
-            now = time.monotonic()
-            alive = [(attempt, settlement) for attempt, settlement in batch if attempt.lease_until > now]
-            for attempt, _ in batch:
-                if attempt.lease_until <= now:
-                    log.warning("%s %s: its lease ended before it was settled", self.queue.name, attempt.job.id)
-            if not alive:
-                return answers
             try:
-                settled = await self._store.settle(self.queue, [settlement for _, settlement in alive])
+                answers = await self._store.settle(self.queue, settlements)
+                break
             except StoreUnavailable as error:
-                batch = alive
                 await self._store.line.setback(error, f"settle {self.queue.name}")
-                continue
-            if any(effect.op == "emit" for _, settlement in alive for effect in settlement.effects):
-                self._emitted()
-            for (attempt, _), answer in zip(alive, settled, strict=True):
-                if answer == 0:
-                    log.warning("%s %s: its lease was lost; its outcome is dropped", self.queue.name, attempt.job.id)
-                elif answer != 1:
-                    log.error("%s %s: dead: %s", self.queue.name, attempt.job.id, answer)
-            return answers
+        if any(effect.op == "emit" for settlement in settlements for effect in settlement.effects):
+            self._emitted()
+        for (attempt, _), answer in zip(batch, answers, strict=True):
+            if answer == 0:
+                log.warning("%s %s: its lease was lost; its outcome is dropped", self.queue.name, attempt.job.id)
+            elif answer != 1:
+                log.error("%s %s: dead: %s", self.queue.name, attempt.job.id, answer)
+        return [None] * len(batch)
 
     def scale(self, by: int) -> None:
         """Run so many more jobs at a time, or fewer, at least 1."""
