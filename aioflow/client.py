@@ -110,7 +110,7 @@ class Client:
 
         def encoded(payload: Any) -> bytes | CodecError:
             try:
-                return codec.encode_payload(found.signature.payload, payload, found.full_name)
+                return codec.encode_payload(found, payload)
             except CodecError as error:
                 return error
 
@@ -151,7 +151,7 @@ class Client:
         """Submit a payload given as JSON. Raises pydantic.ValidationError where it does not fit, and as `submit`."""
         adapter = task.signature.payload
         payload = codec.NOTHING if adapter is None else adapter.dump_json(adapter.validate_json(body))
-        envelope = codec.seal(payload, task.full_name)
+        envelope = codec.seal(payload, task.full_name, task.options.payload_limit)
         return await self._submit(task, None, envelope, delay, at, job_id, priority, durability)
 
     async def _submit(
@@ -168,7 +168,7 @@ class Client:
         """Submit a payload, or an envelope that was made before."""
         task = self.task(named)
         if envelope is None:
-            envelope = codec.encode_payload(task.signature.payload, payload, task.full_name)
+            envelope = codec.encode_payload(task, payload)
         if priority is not DEFAULT_PRIORITY:
             priority = check_priority(f"submit {task.full_name}", priority)
         due = "0" if at is None and not delay else due_of(task.full_name, delay, at)

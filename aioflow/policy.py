@@ -12,6 +12,9 @@ RETENTION_FLOOR = 600.0
 DEFAULT_PRIORITY = 4
 LONGEST_WAIT = 366 * 86_400.0
 """Seconds that a job may be put off."""
+PAYLOAD_LIMIT = 1 << 20
+MOST_PAYLOAD_LIMIT = 32 << 20
+"""Bytes of one payload or result: by default, and the most that a task may say."""
 
 
 class RetryLater(Exception):
@@ -64,7 +67,7 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class TaskOptions:
-    """How a task's jobs are run and kept. Times are in seconds."""
+    """How a task's jobs are run and kept. Times are in seconds, sizes in bytes."""
 
     concurrency: int = 100
     timeout: float | None = 60.0
@@ -75,6 +78,7 @@ class TaskOptions:
     keep_dead: float = 30 * 86_400.0
     bound: int | None = 1_000_000
     cpu: bool = False
+    payload_limit: int = PAYLOAD_LIMIT
 
     def __post_init__(self) -> None:
         problems = [
@@ -87,6 +91,10 @@ class TaskOptions:
                 f"keep_done={self.keep_done}, keep_dead={self.keep_dead}: at least {RETENTION_FLOOR:g} seconds",
             ),
             (self.bound is not None and self.bound < 1, f"bound={self.bound} is not at least 1"),
+            (
+                not 1 <= self.payload_limit <= MOST_PAYLOAD_LIMIT,
+                f"payload_limit={self.payload_limit} is not 1 to {MOST_PAYLOAD_LIMIT:,} bytes",
+            ),
         ]
         wrong = [message for is_wrong, message in problems if is_wrong]
         if wrong:

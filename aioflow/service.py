@@ -22,7 +22,7 @@ from pydantic import PydanticUserError, TypeAdapter
 
 from aioflow.errors import AioflowError, ConfigError
 from aioflow.job import Handle, Job
-from aioflow.policy import DEFAULT_PRIORITY, Retry, TaskOptions
+from aioflow.policy import DEFAULT_PRIORITY, PAYLOAD_LIMIT, Retry, TaskOptions
 from aioflow.timeline import NAME, Timeline, TimelineStore, parse_keep
 
 P = TypeVar("P")
@@ -368,6 +368,7 @@ class Service:
         keep_dead: float = 30 * 86_400.0,
         bound: int | None = 1_000_000,
         cpu: bool = False,
+        payload_limit: int = PAYLOAD_LIMIT,
     ) -> TaskDecorator:
         """Declare a handler. All times are in seconds.
 
@@ -376,12 +377,13 @@ class Service:
         `most_crashes` times is dead; `keep_done` and `keep_dead` say how long the records of finished jobs are kept (at
         least 600); `bound` is how many unfinished jobs the queue takes (None: any number). `cpu` runs a plain function
         in processes of its own, `concurrency` of them, where the timeout kills the one that runs over;
-        `job.resources` is None there and `job.progress` does nothing. Raises ConfigError.
+        `job.resources` is None there and `job.progress` does nothing. `payload_limit` is how many bytes of JSON a
+        payload may have, and a result. Raises ConfigError.
         """
         if concurrency is None:
             concurrency = os.cpu_count() or 1 if cpu else 100
         options = TaskOptions(
-            concurrency, timeout, retry or Retry(), lease, most_crashes, keep_done, keep_dead, bound, cpu
+            concurrency, timeout, retry or Retry(), lease, most_crashes, keep_done, keep_dead, bound, cpu, payload_limit
         )
 
         def declare(handler: Callable[..., Any]) -> Task[Any, Any]:

@@ -106,7 +106,7 @@ async def place(operator: Operator, order: Order) -> bool:
             warn(f"job {handle.id} had been accepted before; nothing new was submitted")
         try:
             if order.wait is not None:
-                result = codec.encode_result(task.signature.result, await handle.result(order.wait))
+                result = codec.encode_result(task, await handle.result(order.wait))
                 told |= {"state": "done", "result": value_of(result)}
                 if not order.as_json:
                     say(result.decode())

@@ -15,26 +15,26 @@ from pydantic_core import PydanticSerializationError, to_json
 
 from aioflow.errors import CodecError, ConfigError
 from aioflow.job import Failure, new_id
+from aioflow.policy import PAYLOAD_LIMIT
 from aioflow.service import FULL_NAME, Task
 
-PAYLOAD_LIMIT = 1 << 20
-"""Bytes of one payload or result."""
 NOTHING = b"null"
 MOST_TRACEBACK = 4000
 """Characters, the last ones: they say where it happened."""
 
 
-def encode_payload(adapter: TypeAdapter[Any] | None, payload: Any, what: str) -> bytes:
-    """The envelope of a payload. Raises CodecError where it does not fit the declared type."""
+def encode_payload(task: Task[Any, Any], payload: Any) -> bytes:
+    """The envelope of a payload. Raises CodecError where it does not fit the declared type, or is too large."""
+    adapter = task.signature.payload
     if adapter is None:
         if payload is not None:
-            raise CodecError(f"submit {what} takes no payload, got a {type(payload).__name__}")
+            raise CodecError(f"submit {task.full_name} takes no payload, got a {type(payload).__name__}")
         return b"\n" + NOTHING
     try:
         encoded = _encode(adapter, adapter.validator.validate_python(payload))
     except (ValidationError, PydanticSerializationError, ValueError) as error:
-        raise CodecError(f"submit {what}: the payload does not fit its type: {error}") from error
-    return seal(encoded, what)
+        raise CodecError(f"submit {task.full_name}: the payload does not fit its type: {error}") from error
+    return seal(encoded, task.full_name, task.options.payload_limit)
 
 
 def encode_emit(known: Callable[[str], Task[Any, Any] | None]) -> Callable[[Any, Any], tuple[str, str, bytes]]:
@@ -46,7 +46,7 @@ def encode_emit(known: Callable[[str], Task[Any, Any] | None]) -> Callable[[Any,
     def encode(task: Any, payload: Any) -> tuple[str, str, bytes]:
         found = task if isinstance(task, Task) else known(task)
         if found is not None:
-            return new_id(), found.full_name, encode_payload(found.signature.payload, payload, found.full_name)
+            return new_id(), found.full_name, encode_payload(found, payload)
         if not isinstance(task, str) or not FULL_NAME.fullmatch(task):
             raise ConfigError(f"job.commit.submit: {task!r} is no task and no name such as ledger.book")
         try:
@@ -64,10 +64,10 @@ def _encode(adapter: TypeAdapter[Any], value: Any) -> bytes:
     return encoded
 
 
-def seal(payload: bytes, what: str) -> bytes:
+def seal(payload: bytes, what: str, limit: int = PAYLOAD_LIMIT) -> bytes:
     """The envelope of JSON that has been validated. Raises CodecError where it is too large."""
-    if len(payload) > PAYLOAD_LIMIT:
-        raise CodecError(f"submit {what}: a payload has at most {PAYLOAD_LIMIT} bytes, this one {len(payload)}")
+    if len(payload) > limit:
+        raise CodecError(f"submit {what}: a payload has at most {limit} bytes (payload_limit), this one {len(payload)}")
     return b"\n" + payload
 
 
@@ -90,16 +90,17 @@ def decode_payload(adapter: TypeAdapter[Any] | None, envelope: bytes | None) -> 
         raise CodecError(f"the payload cannot be checked: {type(error).__qualname__}: {error}") from error
 
 
-def encode_result(adapter: TypeAdapter[Any], result: Any) -> bytes:
+def encode_result(task: Task[Any, Any], result: Any) -> bytes:
     """A handler's result as JSON. Raises CodecError where it does not fit the declared type or is too large."""
     try:
-        encoded = _encode(adapter, result)
+        encoded = _encode(task.signature.result, result)
     except (ValidationError, PydanticSerializationError, ValueError) as error:
         raise CodecError(f"the result does not fit its type: {error}") from error
     except Exception as error:
         raise CodecError(f"the result cannot be checked: {type(error).__qualname__}: {error}") from error
-    if len(encoded) > PAYLOAD_LIMIT:
-        raise CodecError(f"a result has at most {PAYLOAD_LIMIT} bytes, this one {len(encoded)}")
+    limit = task.options.payload_limit
+    if len(encoded) > limit:
+        raise CodecError(f"a result has at most {limit} bytes (payload_limit), this one {len(encoded)}")
     return encoded
 
 

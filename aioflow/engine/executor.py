@@ -111,7 +111,7 @@ class Executor:
         if attempt.stop is Stop.TIMEOUT:
             return self._timed_out(leased, job)  # from a thread, or the cancellation was swallowed
         try:
-            return Done(codec.encode_result(self._signature.result, result), commit.effects)
+            return Done(codec.encode_result(self._task, result), commit.effects)
         except CodecError as error:
             return Dead(self._failure("CodecError", str(error), leased, error), commit.failure_effects)
 

@@ -125,7 +125,7 @@ async def run_handler(
     """
     if attempt < 1:
         raise ConfigError(f"run_handler {task.full_name}: attempt={attempt!r} is at least 1")
-    envelope = codec.encode_payload(task.signature.payload, payload, task.full_name)
+    envelope = codec.encode_payload(task, payload)
     job_id = new_id() if id is None else check_id(id)
     leased = Leased(job_id, "test.1", envelope, attempt, attempt - 1, 0)
     run = _Run(task, resources, (*middleware, *task.service.middleware))

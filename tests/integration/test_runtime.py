@@ -453,6 +453,14 @@ async def test_a_payload_that_does_not_fit_is_refused_at_submit(
     @service.task()
     async def tick() -> None: ...
 
+    @service.task(payload_limit=9)
+    async def small(text: str) -> str:
+        return text + "!"
+
+    @service.task(payload_limit=4 << 20)
+    async def large(text: str) -> str:
+        return text
+
     async with Runtime([service], redis=valkey.url, namespace=namespace) as runtime:
         with pytest.raises(CodecError, match=r"demo\.pack"):
             await pack.submit({"item": "pen", "count": 0})  # type: ignore[arg-type]
@@ -464,6 +472,11 @@ async def test_a_payload_that_does_not_fit_is_refused_at_submit(
             await pack.submit(changed)
         with pytest.raises(CodecError, match="at most 1048576 bytes"):
             await pack.submit(Order(item="x" * (1 << 20)))
+        with pytest.raises(CodecError, match="at most 9 bytes"):
+            await small.submit("12345678")
+        with pytest.raises(JobFailed, match="at most 9 bytes"):
+            await (await small.submit("1234567")).result(5)
+        assert await (await large.submit("x" * (2 << 20))).result(5) == "x" * (2 << 20)
         assert (await runtime.sizes(pack)).open == 0
 
 
