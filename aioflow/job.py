@@ -61,12 +61,12 @@ class IdSource:
             self._tail += 1 + self._bits(32)
             if self._tail >> 60:
                 self._begin(self._ms + 1)
-        return f"{self._head}{self._tail:015x}"
+        return f"{self._head}{self._tail:x}"
 
     def _begin(self, ms: int) -> None:
         self._ms = ms
         self._head = f"{ms:012x}7{self._random.getrandbits(12):03x}{8 | self._random.getrandbits(2):x}"
-        self._tail = self._random.getrandbits(59)
+        self._tail = 1 << 59 | self._random.getrandbits(58)  # always 15 hex digits, and far from the end
 
 
 new_id = IdSource().next

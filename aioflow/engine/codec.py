@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
-from pydantic_core import PydanticSerializationError, to_json
+from pydantic_core import to_json
 
 from aioflow.errors import CodecError, ConfigError
 from aioflow.job import Failure, new_id
@@ -32,7 +32,7 @@ def encode_payload(task: Task[Any, Any], payload: Any) -> bytes:
         return b"\n" + NOTHING
     try:
         encoded = _encode(adapter, adapter.validator.validate_python(payload))
-    except (ValidationError, PydanticSerializationError, ValueError) as error:
+    except ValueError as error:
         raise CodecError(f"submit {task.full_name}: the payload does not fit its type: {error}") from error
     return seal(encoded, task.full_name, task.options.payload_limit)
 
@@ -51,7 +51,7 @@ def encode_emit(known: Callable[[str], Task[Any, Any] | None]) -> Callable[[Any,
             raise ConfigError(f"job.commit.submit: {task!r} is no task and no name such as ledger.book")
         try:
             return new_id(), task, seal(to_json(payload), task)
-        except (PydanticSerializationError, ValueError) as error:
+        except ValueError as error:
             raise CodecError(f"submit {task}: the payload cannot be written as JSON: {error}") from error
 
     return encode
@@ -94,7 +94,7 @@ def encode_result(task: Task[Any, Any], result: Any) -> bytes:
     """A handler's result as JSON. Raises CodecError where it does not fit the declared type or is too large."""
     try:
         encoded = _encode(task.signature.result, result)
-    except (ValidationError, PydanticSerializationError, ValueError) as error:
+    except ValueError as error:
         raise CodecError(f"the result does not fit its type: {error}") from error
     except Exception as error:
         raise CodecError(f"the result cannot be checked: {type(error).__qualname__}: {error}") from error

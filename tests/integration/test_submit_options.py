@@ -366,17 +366,15 @@ async def test_many_over_a_line_that_breaks_are_each_one_job(valkey: Valkey, nam
 
 async def test_many_that_are_cancelled_are_submitted_at_most_once(valkey: Valkey, namespace: str, demo: Demo) -> None:
     async with submitter(demo, valkey, namespace) as runtime:
+        assert runtime._submitter is not None
+        (line,) = runtime._submitter.lines.values()
         many = asyncio.create_task(demo.work.submit_many([Order(number=number) for number in range(3000)]))
-
-        async def some() -> bool:
-            return (await runtime.sizes(demo.work)).open > 0
-
-        await wait_until(some)
+        while not line._in_flight:
+            await asyncio.sleep(0)
         many.cancel()
         with pytest.raises(asyncio.CancelledError):
             await many
-        assert runtime._submitter is not None
-        await runtime._submitter.drain()
+        await line.drain()
         sizes = await runtime.sizes(demo.work)
         assert 0 < sizes.open < 3000
 
