@@ -23,7 +23,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.maint_notifications import MaintNotificationsConfig
 
-from aioflow.errors import ConfigError
+from aioflow.errors import ConfigError, StoreUnavailable
 
 ROUND_TRIP_SECONDS = 5.0
 """A server that is silent for longer counts as away."""
@@ -88,11 +88,32 @@ class SocketWire:
         self._pool = pool
         self._breaks = breaks
         self._idle: deque[tuple[int, AbstractConnection]] = deque()
+        self._connections = connections
         self._free = asyncio.Semaphore(connections)
+        self._deadlines: set[asyncio.Timeout] = set()  # of the calls that are under way
+        self._closed = False
 
     async def ask(self, commands: Sequence[Command], seconds: float | None = None) -> list[Any]:
-        """Send and read. Raises driver errors of the connection, and TimeoutError past the deadline."""
-        async with asyncio.timeout(seconds or ROUND_TRIP_SECONDS), self._free:
+        """Send and read.
+
+        Raises driver errors of the connection, TimeoutError past the deadline, and StoreUnavailable once closed.
+        """
+        if self._closed:
+            raise stopped()
+        deadline = asyncio.timeout(seconds or ROUND_TRIP_SECONDS)
+        self._deadlines.add(deadline)
+        try:
+            async with deadline:
+                return await self._ask(commands)
+        except TimeoutError:
+            if self._closed:
+                raise stopped() from None
+            raise
+        finally:
+            self._deadlines.discard(deadline)
+
+    async def _ask(self, commands: Sequence[Command]) -> list[Any]:
+        async with self._free:
             connection = await self._take()
             made_after = self._breaks.count
             try:
@@ -129,7 +150,12 @@ class SocketWire:
             return error
 
     async def close(self) -> None:
-        """Close the idle connections; nothing may be under way."""
+        """End the calls that are under way, which hear what later ones do, and close every connection."""
+        self._closed = True
+        for deadline in self._deadlines:
+            deadline.reschedule(0.0)
+        for _ in range(self._connections):
+            await self._free.acquire()
         while self._idle:
             await self._idle.pop()[1].disconnect()
 
@@ -225,6 +251,11 @@ class Clients:
             await wire.close()
         for client in self._made:
             await client.aclose(close_connection_pool=True)
+
+
+def stopped() -> StoreUnavailable:
+    """What a call hears that comes after the end."""
+    return StoreUnavailable("the runtime has stopped; nothing is sent to redis any more")
 
 
 def no_retry() -> Retry:

@@ -609,6 +609,29 @@ async def test_an_attempt_that_outlives_its_lease_leaves_the_next_one_alone(valk
                 event.set()
 
 
+# ---- the end
+
+
+async def test_a_store_that_closes_tells_whoever_calls_and_leaves_no_connection(
+    valkey: Valkey, queue: Queue, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with Proxy(valkey.socket) as proxy:
+        store = Store(proxy.url, name="aioflow:closes")
+        await store.inspect(queue, ["a"])
+        before = len(proxy.links)
+        proxy.stall()
+        calls = [asyncio.create_task(store.inspect(queue, ["a"])) for _ in range(3)]
+        await wait_until(lambda: len(proxy.links) == before + 2)
+        calls += [asyncio.create_task(store.inspect(queue, ["a"]))]
+        await asyncio.sleep(0)  # the first waits for its answer, others for the handshake, the last for its connection
+        await store.close()
+        proxy.flow()
+        for answer in await asyncio.gather(*calls, store.inspect(queue, ["a"]), return_exceptions=True):
+            assert isinstance(answer, StoreUnavailable), answer
+        await wait_until(lambda: not proxy.links)
+    assert caplog.text == ""
+
+
 # ---- cancellation
 
 
