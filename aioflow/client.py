@@ -36,7 +36,7 @@ from aioflow.errors import (
     QueueFull,
     StoreUnavailable,
 )
-from aioflow.job import Handle, JobInfo, State, check_id, new_id
+from aioflow.job import Handle, JobInfo, State, check_id, check_new_id, new_id
 from aioflow.policy import DEFAULT_PRIORITY, LONGEST_WAIT
 from aioflow.service import Service, Task
 from aioflow.settings import Settings, check_durability
@@ -172,7 +172,7 @@ class Client:
         if priority is not DEFAULT_PRIORITY:
             priority = check_priority(f"submit {task.full_name}", priority)
         due = "0" if at is None and not delay else due_of(task.full_name, delay, at)
-        found_id = new_id() if job_id is None else check_id(job_id)
+        found_id = new_id() if job_id is None else check_new_id(job_id)
         if self._submitter is None:
             raise ConfigError(f"submit {task.full_name}: the runtime is not running")
         receipt = self.durability if durability is None else check_durability(durability)
@@ -220,6 +220,10 @@ class Client:
         raise ConfigError("a synchronous call: the runtime is not running")
 
     # ---- one job
+
+    def handle(self, task: Task[Any, Any] | str, job_id: str) -> Handle[Any]:
+        """As `Task.handle`, for a task or its name "service.task"."""
+        return Handle(check_id(job_id), self.task(task).full_name, False, self)
 
     async def inspect(self, task_name: Task[Any, Any] | str, job_id: str) -> JobInfo:
         """What is known of a job now. Raises NotFound."""
@@ -409,6 +413,8 @@ def scores_of(part: Part, since_ms: int, until_ms: int) -> list[tuple[int, int]]
 
 def due_of(what: str, delay: float, at: datetime | None) -> str:
     """When a job is due, as the submit script takes it. Raises ConfigError."""
+    if not isinstance(delay, (int, float)) or not isinstance(at, datetime | None):
+        raise ConfigError(f"submit {what}: delay={delay!r} is a number of seconds, at={at!r} a datetime with a zone")
     if at is None:
         if not 0 <= delay <= LONGEST_WAIT:
             raise ConfigError(f"submit {what}: delay={delay!r} is 0 seconds to 366 days")

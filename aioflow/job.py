@@ -73,10 +73,17 @@ new_id = IdSource().next
 
 
 def check_id(job_id: str) -> str:
-    """Return the id, or raise ConfigError: 1 to 200 printable characters without spaces, and none of an emit's."""
+    """Return the id, or raise ConfigError: 1 to 200 printable characters without spaces."""
+    if not isinstance(job_id, str):
+        raise ConfigError(f"job id {job_id!r}: it is a text")
     if not 1 <= len(job_id) <= LONGEST_ID or not job_id.isprintable() or " " in job_id:
         raise ConfigError(f"job id {job_id[:40]!r}: use 1 to {LONGEST_ID} printable characters without spaces")
-    if EMITTED_ID.fullmatch(job_id):
+    return job_id
+
+
+def check_new_id(job_id: str) -> str:
+    """As `check_id`, for an id that somebody has chosen: it is none of an emit's."""
+    if EMITTED_ID.fullmatch(check_id(job_id)):
         raise ConfigError(f"job id {job_id[:40]!r}: ids of this form are given to jobs that handlers emit")
     return job_id
 

@@ -9,6 +9,7 @@ a released job would start elsewhere while they still run.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import os
 import secrets
@@ -109,6 +110,8 @@ class Runtime(Client):
         self._relays: list[Relay] = []
         self._claiming: list[asyncio.Task[None]] = []
         self._loops: list[asyncio.Task[None]] = []
+        self._context = contextvars.copy_context()
+        self._context.run(declarations.running_in.set, self)
         self._lifespans = Lifespans()
         self._failure: BaseException | None = None
         self._started = False
@@ -386,7 +389,7 @@ class Runtime(Client):
         if self._disconnected:
             loop.close()
             raise ConfigError("the runtime is not running")
-        task = asyncio.create_task(loop, name=f"aioflow {name}")
+        task = asyncio.create_task(loop, name=f"aioflow {name}", context=self._context.copy())
         task.add_done_callback(self._loop_ended)
         self._loops.append(task)
         return task
@@ -427,16 +430,3 @@ class Runtime(Client):
     def resources(self) -> dict[str, Any]:
         """What each service's lifespan yielded, by the service's name."""
         return self._lifespans.resources
-
-    def runs_here(self) -> bool:
-        """Whether the calling asyncio task, or thread, is a handler of this runtime."""
-        thread = threading.current_thread()
-        try:
-            current = asyncio.current_task()
-        except RuntimeError:  # a thread without a loop
-            current = None
-        return any(
-            attempt.thread is thread if current is None else attempt.task is current
-            for pool in self._pools
-            for attempt in pool.running
-        )

@@ -13,10 +13,11 @@ import sys
 import typing
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar, overload
+from typing import Any, Generic, Never, Protocol, TypeVar, overload
 
 from pydantic import PydanticUserError, TypeAdapter
 
@@ -74,7 +75,7 @@ class RuntimeLike(Protocol):
 
     def holds(self, service: Service) -> bool: ...
 
-    def runs_here(self) -> bool: ...
+    def handle(self, task: Task[Any, Any] | str, job_id: str) -> Handle[Any]: ...
 
     def is_stopping(self) -> bool: ...
 
@@ -83,6 +84,8 @@ class RuntimeLike(Protocol):
 
 live_runtimes: list[RuntimeLike] = []
 """The runtimes that are started in this process; each adds and removes itself."""
+running_in: ContextVar[RuntimeLike | None] = ContextVar("running_in", default=None)
+"""The runtime that runs the calling handler, also in the tasks and threads that the handler starts."""
 
 
 def find_runtime(service: Service, instead: str) -> RuntimeLike:
@@ -91,7 +94,7 @@ def find_runtime(service: Service, instead: str) -> RuntimeLike:
         return live_runtimes[0]
     holding = [runtime for runtime in live_runtimes if runtime.holds(service)]
     if len(holding) > 1:
-        holding = [runtime for runtime in holding if runtime.runs_here()] or holding
+        holding = [runtime for runtime in holding if runtime is running_in.get()] or holding
     if len(holding) > 1:
         holding = [runtime for runtime in holding if not runtime.is_stopping()] or holding
     if len(holding) != 1:
@@ -136,6 +139,8 @@ class Task(Generic[P, R]):
             raise ConfigError(f"task name {name!r}: use lower case letters, digits, '_' and '-', a letter first")
         parameters = list(inspect.signature(handler).parameters.values())
         usual = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        if inspect.isgeneratorfunction(handler) or inspect.isasyncgenfunction(handler):
+            raise ConfigError(f"task {service.name}.{name}: it yields; {ONE_MODEL}")
         if len(parameters) > 2 or any(parameter.kind not in usual for parameter in parameters):
             raise ConfigError(f"task {service.name}.{name}: {ONE_MODEL}")
         if any(parameter.annotation is inspect.Parameter.empty for parameter in parameters):
@@ -278,6 +283,13 @@ class Task(Generic[P, R]):
         runtime = self._runtime("submit_sync")
         return runtime.call_sync(runtime.submit(self, payload, **options))
 
+    def handle(self, id: str) -> Handle[R]:
+        """The handle of a job that was submitted elsewhere or before, by its id; nothing is asked of Redis yet.
+
+        `created` is False. Raises ConfigError where it is unclear which runtime is meant.
+        """
+        return self._runtime("handle").handle(self, id)
+
     def _runtime(self, call: str) -> RuntimeLike:
         return find_runtime(self.service, f"runtime.{call}(task, ...)")
 
@@ -357,7 +369,7 @@ class Service:
 
     def task(
         self,
-        *,
+        *misused: Never,
         name: str | None = None,
         concurrency: int | None = None,
         timeout: float | None = 60.0,
@@ -380,6 +392,10 @@ class Service:
         `job.resources` is None there and `job.progress` does nothing. `payload_limit` is how many bytes of JSON a
         payload may have, and a result. Raises ConfigError.
         """
+        if misused:
+            raise ConfigError(
+                f"service {self.name}: write @service.task(...), with parentheses, its options by name; {ONE_MODEL}"
+            )
         if concurrency is None:
             concurrency = os.cpu_count() or 1 if cpu else 100
         options = TaskOptions(

@@ -41,7 +41,7 @@ class Settings(BaseSettings):
 
 def check_durability(durability: str) -> str:
     """Return the durability, or raise ConfigError."""
-    if not re.fullmatch(DURABILITY, durability):
+    if not isinstance(durability, str) or not re.fullmatch(DURABILITY, durability):
         raise ConfigError(f"durability={durability!r}: use memory, fsync, or replicated:N with N from 1 to 99")
     return durability
 

@@ -104,10 +104,10 @@ class Executor:
             return Dead(self._failure("Discard", str(discard.reason), leased), commit.effects, failed=False)
         except asyncio.CancelledError as error:
             return self.stopped(attempt, error, job)
-        except SystemExit as error:
-            return self._failed(leased, job, RuntimeError(repr(error)))  # a handler's, not the process'
-        except Exception as error:  # noqa: BLE001 - a handler may raise anything; the retry policy decides
-            return self._failed(leased, job, error)
+        except (KeyboardInterrupt, GeneratorExit):
+            raise  # the loop is being torn down
+        except BaseException as error:  # noqa: BLE001 - a handler may raise anything; the retry policy decides
+            return self._failed(leased, job, plain(error))
         if attempt.stop is Stop.TIMEOUT:
             return self._timed_out(leased, job)  # from a thread, or the cancellation was swallowed
         try:
@@ -175,6 +175,15 @@ class Executor:
         return Failure(name, message, text, leased.attempt, self._worker)
 
 
+def plain(error: BaseException) -> Exception:
+    """What a handler raised; what would end the loop or cannot be raised into a future becomes a RuntimeError."""
+    if isinstance(error, Exception) and not isinstance(error, StopIteration):
+        return error
+    carried = RuntimeError(repr(error))
+    carried.__cause__ = error
+    return carried
+
+
 def text_of(error: Exception) -> str:
     """What an exception says; its class may have a bug of its own there."""
     try:
@@ -199,9 +208,7 @@ async def run_in_thread(attempt: Attempt, function: Callable[..., Any], *argumen
         if error is None:
             done.set_result(result)
         else:
-            # What would end the loop or cannot be raised into a future is said as a plain error.
-            carried = isinstance(error, Exception) and not isinstance(error, StopIteration)
-            done.set_exception(error if carried else RuntimeError(repr(error)))
+            done.set_exception(plain(error))
 
     def work() -> None:
         result, failure = None, None

@@ -95,9 +95,8 @@ class Maintenance:
             )
         if reaped.outbox:
             self._relay.wanted.set()
-        if reaped.rank == 0:
-            await self._trim(now)
-        return self._pause(reaped)
+        pause = self._pause(reaped)
+        return 0.0 if reaped.rank == 0 and await self._trim(now) else pause
 
     def _pause(self, reaped: Reaped) -> float:
         if reaped.promoted == MOST_JOBS:
@@ -107,17 +106,20 @@ class Maintenance:
         # An expired lease goes back when it expires, not up to a turn later.
         return pause if reaped.next_ms is None else min(pause, reaped.next_ms / 1000 + 0.002)
 
-    async def _trim(self, now: float) -> None:
+    async def _trim(self, now: float) -> bool:
+        """Whether there is more to forget; jobs end faster than a turn's worth can be forgotten."""
         if now < self._trim_at:
-            return
+            return False
         self._trim_at = now + TRIM_PERIOD  # at first, since a look that comes meanwhile wants another
         trimmed = await self._store.trim(
             self._queue,
             keep_done_ms=int(self._options.keep_done * 1000),
             keep_dead_ms=int(self._options.keep_dead * 1000),
         )
-        if trimmed >= MOST_JOBS:
-            self._trim_at = now
+        if trimmed < MOST_JOBS:
+            return False
+        self._trim_at = now
+        return True
 
 
 def until_turn(rank: int, runners: int, now_ms: int) -> float:

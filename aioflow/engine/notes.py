@@ -53,6 +53,8 @@ class Notes:
             batch = dict(list(self.latest.items())[:MOST_JOBS])
             for key in batch:
                 del self.latest[key]
+            if not batch:
+                continue  # the settles of their jobs have taken them along
             try:
                 await self._store.progress(
                     self._queue, [(job_id, token, told) for (job_id, token), told in batch.items()]

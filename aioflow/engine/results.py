@@ -29,7 +29,15 @@ class Results:
         return f"<Results waits={len(self._waits)}>"
 
     async def wait(self, inbox: Inbox, queue: Queue, job_id: str, timeout: float | None) -> Result:
-        """The job's final state and result. Raises ResultTimeout (seconds) and NotFound."""
+        """The job's final state and result. Raises ResultTimeout (seconds) and NotFound.
+
+        A timeout of 0 looks once.
+        """
+        if timeout is not None and timeout <= 0:
+            finished = await self._store.await_result(queue, job_id, inbox.channel)
+            if finished is None:
+                raise ResultTimeout(job_id, 0.0)
+            return finished
         key = (queue.keys["waiters"], job_id)
         _, future, others = self._waits.get(key, (queue, asyncio.get_running_loop().create_future(), 0))
         self._waits[key] = (queue, future, others + 1)

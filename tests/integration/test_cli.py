@@ -688,6 +688,7 @@ def test_help_says_where_services_come_from_and_what_exit_codes_mean(command: st
         ("submit --service demo:other ", ["other.double"]),
         ("submit --service nowhere:at_all ", []),
         ("jobs list --state d", ["done", "dead"]),
+        ("load demo.s", ["demo.slow"]),
     ],
 )
 async def test_a_shell_completes(cli: Cli, words: str, completed: list[str]) -> None:

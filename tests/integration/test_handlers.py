@@ -264,6 +264,28 @@ async def test_a_bug_in_a_validator_ends_its_job_with_the_reason(
     assert ran == [13, 1], "the handler that gave it ran once"
 
 
+class OutOfOrder(BaseException):
+    """What is no Exception, as pytest's own outcomes are."""
+
+
+async def test_an_outcome_that_is_no_exception_is_a_failure_as_well(
+    valkey: Valkey, namespace: str, service: Service
+) -> None:
+    @service.task(retry=SOON)
+    async def work() -> None:
+        raise OutOfOrder("mine")
+
+    @service.task(retry=SOON)
+    def thread() -> None:
+        raise OutOfOrder("mine")
+
+    async with Runtime([service], redis=valkey.url, namespace=namespace):
+        for task in (work, thread):
+            with pytest.raises(JobFailed, match="OutOfOrder") as failed:
+                await (await task.submit()).result(5)
+            assert "raise OutOfOrder" in failed.value.traceback
+
+
 # ---- progress
 
 
@@ -338,6 +360,21 @@ async def test_of_much_progress_the_last_counts_and_little_is_sent(
         end.set()
         for handle in handles:
             await handle.result(5)
+
+
+async def test_progress_of_a_job_that_ends_at_once_travels_with_its_settle(
+    valkey: Valkey, namespace: str, service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    @service.task()
+    async def work(number: int, job: Job) -> None:
+        job.progress(number)
+
+    async with Runtime([service], redis=valkey.url, namespace=namespace) as runtime:
+        for number in range(20):
+            handle = await work.submit(number)
+            await handle.result(5)
+            assert await progress_of(runtime, handle) == number
+    assert caplog.text == ""
 
 
 async def test_progress_of_a_lost_lease_changes_nothing(valkey: Valkey, namespace: str, service: Service) -> None:

@@ -7,7 +7,7 @@ import logging
 import statistics
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Annotated, Any
 
@@ -592,7 +592,13 @@ async def test_other_shapes_are_refused_at_decoration(service: Service) -> None:
     def many(*a: int) -> None: ...
     def bare(a) -> None: ...  # type: ignore[no-untyped-def]
 
-    handlers: list[Any] = [three, keyword, many, bare]
+    def generator(a: int) -> Any:
+        yield a
+
+    async def stream(a: int) -> Any:
+        yield a
+
+    handlers: list[Any] = [three, keyword, many, bare, generator, stream]
     for handler in handlers:
         with pytest.raises(ConfigError, match=r"class Payment\(BaseModel\)") as error:
             service.task()(handler)
@@ -602,6 +608,8 @@ async def test_other_shapes_are_refused_at_decoration(service: Service) -> None:
     @service.task()
     async def work() -> None: ...
 
+    with pytest.raises(ConfigError, match="with parentheses"):
+        service.task(work.handler)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="already has a task work"):
         service.task(name="work")(work.handler)
     with pytest.raises(ConfigError, match="lower case"):
@@ -664,20 +672,52 @@ async def test_of_several_runtimes_a_handler_uses_its_own_and_others_must_name_o
         return name
 
     @service.task()
-    async def parent(name: str) -> str:
-        return (await child.submit(name)).id
+    async def parent(how: str) -> str:
+        match how:
+            case "task":
+                async with asyncio.TaskGroup() as group:
+                    submitting = group.create_task(child.submit("x"))
+                return submitting.result().id
+            case "thread":
+                return (await asyncio.to_thread(child.submit_sync, "x")).id
+        return (await child.submit("x")).id
 
-    async with (
-        Runtime([service], redis=valkey.url, namespace=f"{namespace}a") as first,
-        Runtime([service], redis=valkey.url, namespace=f"{namespace}b") as second,
-    ):
+    async def limited(job: Job, call: Callable[[], Awaitable[Any]]) -> Any:
+        return await asyncio.wait_for(call(), 5)  # on Python 3.11 in a task of its own
+
+    both = [Runtime([service], redis=valkey.url, namespace=f"{namespace}{name}", middleware=[limited]) for name in "ab"]
+    async with both[0] as first, both[1] as second:
         with pytest.raises(ConfigError, match="2 live runtimes"):
-            await parent.submit("x")
+            await parent.submit("plain")
         for runtime, stranger in ((first, second), (second, first)):
-            child_id = await (await runtime.submit("demo.parent", "x")).result(5)
-            assert await runtime.wait_result("demo.child", child_id, 5) == "x"
-            with pytest.raises(NotFound):
-                await stranger.inspect(child, child_id)
+            for how in ("plain", "task", "thread"):
+                child_id = await (await runtime.submit("demo.parent", how)).result(5)
+                assert await runtime.handle(child, child_id).result(5) == "x"
+                with pytest.raises(NotFound):
+                    await stranger.handle("demo.child", child_id).status()
+
+
+async def test_a_handle_is_had_by_the_jobs_id(valkey: Valkey, namespace: str, service: Service) -> None:
+    gate = asyncio.Event()
+
+    @service.task()
+    async def work(number: int) -> int:
+        await gate.wait()
+        return number
+
+    async with Runtime([service], redis=valkey.url, namespace=namespace):
+        submitted = await work.submit(7)
+        handle = work.handle(submitted.id)
+        assert (handle.id, handle.task_name, handle.created) == (submitted.id, "demo.work", False)
+        with pytest.raises(ResultTimeout):
+            await handle.result(0)
+        gate.set()
+        assert await handle.result(5) == 7
+        assert await handle.result(0) == 7, "a look is enough"
+        with pytest.raises(NotFound):
+            await work.handle("nobody's").result(0)
+        with pytest.raises(ConfigError, match="printable"):
+            work.handle("two words")
 
 
 async def test_two_runtimes_share_a_queue(valkey: Valkey, namespace: str, service: Service) -> None:

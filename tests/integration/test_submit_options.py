@@ -136,6 +136,9 @@ async def test_a_time_that_says_nothing_is_refused_before_anything_is_sent(
         {"delay": 367 * 86_400.0},
         {"delay": float("nan")},
         {"delay": float("inf")},
+        {"delay": "5"},
+        {"delay": timedelta(seconds=5)},
+        {"at": "2030-01-01T00:00Z"},
         {"priority": 10},
         {"priority": -1},
         {"priority": 4.5},
@@ -145,9 +148,11 @@ async def test_a_time_that_says_nothing_is_refused_before_anything_is_sent(
         {"id": "two words"},
         {"id": "line\nbreak"},
         {"id": "x" * 201},
+        {"id": 5},
         {"durability": "disk"},
         {"durability": "replicated:0"},
         {"durability": ""},
+        {"durability": 5},
     ]
     async with submitter(demo, valkey, namespace) as runtime:
         for options in wrong:

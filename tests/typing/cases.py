@@ -134,7 +134,7 @@ async def by_name(runtime: Runtime) -> None:
 
 
 async def misuse() -> None:
-    await payload_and_job.submit("no")  # type: ignore[arg-type]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    await payload_and_job.submit("no")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await payload_and_job.submit()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     await neither.submit(Order(1))  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
     await payload_only.submit(Order(1), delay="1 s")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

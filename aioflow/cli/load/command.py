@@ -10,11 +10,15 @@ from typing import Annotated
 
 import typer
 
+from aioflow.cli.complete import complete_task
 from aioflow.errors import AioflowError
 
 
 def load(
-    task: Annotated[str, typer.Argument(help='"service.task", of the services that `serve` finds')],
+    task: Annotated[
+        str,
+        typer.Argument(help='"service.task", of the services that `serve` finds', autocompletion=complete_task),
+    ],
     payload: Annotated[str, typer.Argument(help="The payload of every job as JSON; - reads it from standard input")] = (
         "null"
     ),
