@@ -216,8 +216,8 @@ class Runtime(Client):
             self._relays.append(relay)
             concurrency = task.options.concurrency if self._workers is True else int(self._workers)
             pool = Pool(task, queue, store, executor, concurrency, alone, relay.wanted.set)
-            claimer = Claimer(pool, store, self.id)
             maintenance = Maintenance(queue, task.options, store, relay, self.id)
+            claimer = Claimer(pool, store, self.id, maintenance.runners)
             self._pools.append(pool)
             self._claimers[queue] = claimer
             self._maintenance.append(maintenance)

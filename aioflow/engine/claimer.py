@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from enum import Enum, auto
 
 from aioflow.engine.keys import Queue
@@ -22,6 +23,8 @@ log = logging.getLogger(__name__)
 
 BLOCK_SECONDS = 5.0
 """How long one blocking pop waits; ends it only to show that the line still lives."""
+BLOCK_SECONDS_OF_A_FLEET = 0.5, 60.0
+"""The same in a large fleet: so much for each of its runtimes, at most; together they send two pops a second."""
 STALE_SECONDS = 3 * BLOCK_SECONDS
 LONGEST_TIMER = 3600.0
 
@@ -35,13 +38,14 @@ class Step(Enum):
 
 
 class Claimer:
-    """Keeps one pool supplied."""
+    """Keeps one pool supplied. `runners` says how many runtimes look after the queue."""
 
-    def __init__(self, pool: Pool, store: Store, runtime_id: str) -> None:
+    def __init__(self, pool: Pool, store: Store, runtime_id: str, runners: Callable[[], int]) -> None:
         self._pool = pool
         self._store = store
         self._queue: Queue = pool.queue
         self._token_prefix = runtime_id
+        self._runners = runners
         self._claims = 0
         self._look = True  # there may be jobs to claim
         self._bell_heard = False  # a token was taken, or a job is due, and nobody has looked since
@@ -61,7 +65,8 @@ class Claimer:
     @property
     def healthy(self) -> bool:
         """Whether it claimed or waited in order lately; a full pool is in order."""
-        return self._pool.free == 0 or time.monotonic() - self._progress_at < STALE_SECONDS
+        stale_after = max(STALE_SECONDS, 3 * self._block_seconds())
+        return self._pool.free == 0 or time.monotonic() - self._progress_at < stale_after
 
     async def run(self) -> None:
         """Claim until stopped; returns once nothing of it is under way. Raises ConfigError where Redis forbids it."""
@@ -156,7 +161,7 @@ class Claimer:
 
     async def _hear_bell(self) -> None:
         try:
-            self._bell_heard = await self._store.wait_bell(self._queue, BLOCK_SECONDS)
+            self._bell_heard = await self._store.wait_bell(self._queue, self._block_seconds())
             self._progress_at = time.monotonic()
         except (StoreUnavailable, ProtocolError) as error:
             await self._setback(error)
@@ -166,6 +171,10 @@ class Claimer:
         finally:
             self._pop = None
             self._wake.set()
+
+    def _block_seconds(self) -> float:
+        each, longest = BLOCK_SECONDS_OF_A_FLEET
+        return max(BLOCK_SECONDS, min(each * self._runners(), longest))
 
     def _set_timer(self, wait_ms: int | None) -> None:
         """A local timer for the next due job: timeouts of blocking pops on the server are late by 20-45 ms."""

@@ -133,9 +133,16 @@ class LeaseKeeper:
             for pool, attempt in held:
                 if attempt.lease_until <= now and attempt.cancellable:
                     self._end(pool, attempt, "its lease could not be renewed")
-            due = [(pool, attempt) for pool, attempt in held if attempt.renew_at <= now and not attempt.lost]
+            # What is due soon goes along, so that jobs which start one after another are renewed together from then on.
+            due = [
+                (pool, attempt)
+                for pool, attempt in held
+                if attempt.renew_at <= now + pool.task.options.lease / 6 and not attempt.lost
+            ]
+            if not any(attempt.renew_at <= now for _, attempt in due):
+                continue
             # One renewal at a time; a server that is slow to answer must not hide that leases end meanwhile.
-            if due and (renewing is None or renewing.done()) and not self._given_up(now):
+            if (renewing is None or renewing.done()) and not self._given_up(now):
                 renewing = renewals.create_task(self._renew(store, due), name="aioflow renewal")
 
     async def _keep_rest(self, store: Store) -> None:

@@ -53,6 +53,10 @@ class Maintenance:
             else:
                 await self._rest(pause)
 
+    def runners(self) -> int:
+        """How many runtimes look after the queue, as last heard."""
+        return self.turns[0]
+
     def look(self) -> None:
         """Begin a round now, which also rings for what is due and trims: a test has moved its clock."""
         self._trim_at = 0.0

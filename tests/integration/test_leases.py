@@ -82,6 +82,38 @@ async def test_a_handler_that_blocks_its_loop_keeps_its_lease_and_is_named(
     assert "self.gate.wait(self.seconds)" in said, "the stack shows where"
 
 
+async def test_the_leases_of_all_that_run_are_renewed_in_one_call(
+    valkey: Valkey, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = Service("demo")
+    gate = asyncio.Event()
+    calls: list[int] = []
+    renew = lease.LeaseKeeper._renew
+
+    async def counted(keeper: lease.LeaseKeeper, store: Store, due: list[Any]) -> None:
+        calls.append(len(due))
+        await renew(keeper, store, due)
+
+    @service.task(lease=3.0)
+    async def work() -> None:
+        await gate.wait()
+
+    monkeypatch.setattr(lease.LeaseKeeper, "_renew", counted)
+    async with Runtime([service], redis=valkey.url, namespace=namespace) as runtime:
+        handles = [await work.submit() for _ in range(40)]
+        await wait_until(lambda: len(runtime._pools[0].held) == 40)
+        held = list(runtime._pools[0].held)
+        for number, attempt in enumerate(held):
+            attempt.renew_at += number * 0.01  # as if they had started one after another
+        calls.clear()
+        ends = [attempt.lease_until for attempt in held]
+        await wait_until(lambda: all(attempt.lease_until > end + 1.5 for attempt, end in zip(held, ends, strict=True)))
+        assert set(calls) == {40} and len(calls) <= 3, "together at once, and from then on"
+        gate.set()
+        for handle in handles:
+            await handle.result(5)
+
+
 async def test_a_loop_that_is_blocked_for_too_long_loses_its_leases_and_its_outcome_is_dropped(
     valkey: Valkey, namespace: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
