@@ -90,7 +90,7 @@ class Client:
     ) -> Coroutine[Any, Any, Handle[Any]]:
         """As `Task.submit`, for a task or its name "service.task"."""
         # A coroutine that only awaits another costs a submit as much as its id does; what can raise is in the other.
-        return self._submit(task, payload, None, delay, at, id, priority, durability)
+        return self._submit(task, payload, None, delay, at, id, priority, durability, False)
 
     async def submit_many(
         self,
@@ -118,7 +118,7 @@ class Client:
             if isinstance(envelope, CodecError):
                 return envelope
             try:
-                return await self._submit(found, None, envelope, delay, at, job_id, priority, durability)
+                return await self._submit(found, None, envelope, delay, at, job_id, priority, durability, True)
             except AioflowError as error:
                 return error
 
@@ -152,7 +152,7 @@ class Client:
         adapter = task.signature.payload
         payload = codec.NOTHING if adapter is None else adapter.dump_json(adapter.validate_json(body))
         envelope = codec.seal(payload, task.full_name, task.options.payload_limit)
-        return await self._submit(task, None, envelope, delay, at, job_id, priority, durability)
+        return await self._submit(task, None, envelope, delay, at, job_id, priority, durability, False)
 
     async def _submit(
         self,
@@ -164,8 +164,9 @@ class Client:
         job_id: str | None,
         priority: int,
         durability: str | None,
+        many: bool,
     ) -> Handle[Any]:
-        """Submit a payload, or an envelope that was made before."""
+        """Submit a payload, or an envelope that was made before; as one of `many`, together with them."""
         task = self.task(named)
         if envelope is None:
             envelope = codec.encode_payload(task, payload)
@@ -178,9 +179,10 @@ class Client:
         receipt = self.durability if durability is None else check_durability(durability)
         job = NewJob(self._queues[task], found_id, envelope, priority, due)
         try:
-            line = self._submitter.lines.get(receipt)
-            if line is None:
-                line = await self._submitter.line(receipt)
+            lines = self._submitter.lines.get(receipt)
+            if lines is None:
+                lines = await self._submitter.open(receipt)
+            line = lines.many if many else lines.single
             answer = await line.put(job, len(envelope))
         except StoreUnavailable as error:
             raise StoreUnavailable(f"submit {task.full_name} {found_id}: {error}", job_id=found_id) from error

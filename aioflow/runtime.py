@@ -110,6 +110,8 @@ class Runtime(Client):
         self._relays: list[Relay] = []
         self._claiming: list[asyncio.Task[None]] = []
         self._loops: list[asyncio.Task[None]] = []
+        self.ends_with_process = False
+        """Set by whoever ends the process right after the stop, and with it the handlers that take no notice of it."""
         self._context = contextvars.copy_context()
         self._context.run(declarations.running_in.set, self)
         self._lifespans = Lifespans()
@@ -333,7 +335,7 @@ class Runtime(Client):
         if self._clock is not None:
             self._clock.unfollow(self._clock_moved)
         if self._keeper is not None:
-            await self._keeper.finish(CANCEL_SECONDS)
+            await self._keeper.finish(CANCEL_SECONDS, abandon=self.ends_with_process)
         self.stop_waiting()
         if self._inbox is not None:
             self._inbox.subscribed.set()  # whoever waits for the channel waits for nothing any more

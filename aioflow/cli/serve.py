@@ -136,9 +136,10 @@ class Server:
                 if ingress is not None:
                     await self._close(ingress)
         finally:
+            runtime.ends_with_process = True
             await runtime.stop()
             if runtime.running_on():
-                # The process ends, and with it the leases; asyncio would wait for them first.
+                # asyncio would wait for them before the process ends.
                 log.warning("%d handlers took no notice of the stop; they end with the process", runtime.running_on())
                 logging.shutdown()
                 os._exit(1 if runtime.failed.is_set() else 0)

@@ -37,6 +37,8 @@ BLOCKED = 1.0
 MOST_BLOCKED = 60.0
 """Seconds after which the leases of a blocked loop are left to run out."""
 MOST_FRAMES = 12
+ABANDONED_MS = 3000
+"""How long a job waits whose handler ends with its process: well above what is left of that."""
 
 
 class LeaseKeeper:
@@ -58,6 +60,7 @@ class LeaseKeeper:
         self._failure: BaseException | None = None
         self._finish = asyncio.Event()  # on the keeper's loop
         self._finishing = False
+        self._abandoning = False
         self._asked_at: float | None = None
         """When the home loop was asked whether it runs; written by both, never at once."""
         self._said: set[str] = set()
@@ -75,15 +78,20 @@ class LeaseKeeper:
         if self._failure is not None:
             raise self._failure
 
-    async def finish(self, seconds: float) -> None:
-        """Let go of all leases but those of handlers that run on; return once the others' connections are closed."""
+    async def finish(self, seconds: float, *, abandon: bool) -> None:
+        """Let go of all leases but those of handlers that run on; return once the others' connections are closed.
+
+        Where the process ends after this, `abandon` gives back these as well. They count no crash then, and may be
+        claimed a moment later, when nothing of this process runs any more.
+        """
         if self._thread is None or not self._thread.is_alive():
             return
         left = self._running_on()
+        self._abandoning = abandon
         self._finishing = True  # before the look at the loop: a thread that only begins looks at this after making one
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._finish.set)
-        if left:
+        if left and not abandon:
             log.warning("%d handlers still run; their leases are kept until they end", len(left))
             return
         try:
@@ -150,9 +158,10 @@ class LeaseKeeper:
         left = self._running_on()
         while left:
             self._finish.clear()
-            await self._rest(self._tick)
+            if not self._abandoning:
+                await self._rest(self._tick)
             for pool, attempt in left:
-                if not attempt.lost and not self._runs(attempt):
+                if not attempt.lost and (self._abandoning or not self._runs(attempt)):
                     attempt.lost = True
                     await self._give_back(store, pool, attempt)
             left = [(pool, attempt) for pool, attempt in left if not attempt.lost]
@@ -162,7 +171,8 @@ class LeaseKeeper:
 
     async def _give_back(self, store: Store, pool: Pool, attempt: Attempt) -> None:
         try:
-            await store.release(pool.queue, [(attempt.job.id, attempt.job.token)])
+            after_ms = ABANDONED_MS if self._runs(attempt) else 0
+            await store.release(pool.queue, [(attempt.job.id, attempt.job.token)], after_ms=after_ms)
         except (StoreUnavailable, ProtocolError) as error:
             log.warning("%s %s: not given back: %s; its lease runs out", pool.queue.name, attempt.job.id, error)
 

@@ -157,9 +157,12 @@ class Store(Caller):
         self.clock.hear(replies[0][0], sent)
         return [reply[1:] for reply in replies]
 
-    async def release(self, queue: Queue, leases: Sequence[tuple[str, str]]) -> list[bool]:
-        """Give leased jobs back to their places; False where the lease is lost. May be repeated."""
-        words = [str(len(leases)), *(word for lease in leases for word in lease)]
+    async def release(self, queue: Queue, leases: Sequence[tuple[str, str]], *, after_ms: int = 0) -> list[bool]:
+        """Give leased jobs back to their places, from when on they may be claimed; False where the lease is lost.
+
+        May be repeated.
+        """
+        words = [str(after_ms), str(len(leases)), *(word for lease in leases for word in lease)]
         return [answer == 1 for answer in (await self._call("queue/release", queue, *words))[1:]]
 
     async def promote(self, queue: Queue, limit: int = MOST_JOBS) -> int:

@@ -1,17 +1,20 @@
 #!lua flags=allow-oom
 -- release: gives leased jobs back to the places they had, uncounted; those to be cancelled are dead.
--- KEYS: ready zset, running zset, started zset, open zset, done zset, dead zset, claims hash, results hash, waiters hash, cancels zset, config hash, totals hash, bell list
--- ARGV: clock_ms (ms, 0: server time), count (jobs, at most 1000); then per job: id, token
+-- KEYS: ready zset, scheduled zset, running zset, started zset, open zset, done zset, dead zset, claims hash, results hash, waiters hash, cancels zset, config hash, totals hash, bell list
+-- ARGV: clock_ms (ms, 0: server time), after (ms until they may be claimed, 0: now), count (jobs, at most 1000); then per job: id, token
 -- Returns: {now ms, per job: 1 released | 0 lease lost}
 -- Guards: I1 I2 I3 I4 I8 I10
 -- Repeat: same answer, until the job is claimed again
 -- Cost: O(log n) per job
-local ready, running, started, open, done, dead, claims, results, waiters, cancels, config, totals, bell = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12], KEYS[13]
-local clock_ms, count = ARGV[1], tonumber(ARGV[2])
-local FIRST = 3
+local ready, scheduled, running, started, open, done, dead, claims, results, waiters, cancels, config, totals, bell = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12], KEYS[13], KEYS[14]
+local clock_ms, after, count = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local FIRST = 4
 
 if count < 1 or count > 1000 or #ARGV ~= FIRST - 1 + count * 2 then
   return redis.error_reply('PROTOCOL release takes 1 to 1000 jobs of 2 fields')
+end
+if not after or after < 0 or after > 3600000 then
+  return redis.error_reply('PROTOCOL release takes 0 to 3600000 ms')
 end
 --@include clock
 --@include number
@@ -24,6 +27,7 @@ for index = 1, count do
   ids[index] = ARGV[FIRST + 2 * (index - 1)]
 end
 redis.call('ZCARD', ready)
+redis.call('ZCARD', scheduled)
 redis.call('ZCARD', running)
 redis.call('ZCARD', started)
 redis.call('ZCARD', done)
@@ -50,7 +54,7 @@ for index, row in ipairs(redis.call('HMGET', claims, unpack(ids))) do
       finish(id, 'dead', 'release/' .. row, submitted[index], starts[index], CANCELLED)
     else
       table.insert(released, id)
-      table.insert(places, whole(place))
+      table.insert(places, whole(after > 0 and now_ms + after or place))
       table.insert(places, id)
       table.insert(rows, id)
       table.insert(rows, make_row('release/' .. token, attempt, failures, crashes % WAITING, place))
@@ -61,7 +65,7 @@ for index, row in ipairs(redis.call('HMGET', claims, unpack(ids))) do
 end
 if #released > 0 then
   redis.call('HSET', claims, unpack(rows))
-  redis.call('ZADD', ready, unpack(places))
+  redis.call('ZADD', after > 0 and scheduled or ready, unpack(places))
   redis.call('ZREM', running, unpack(released))
   redis.call('ZREM', started, unpack(released))
   redis.call('HINCRBY', totals, 'released', #released)

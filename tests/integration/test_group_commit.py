@@ -285,6 +285,9 @@ async def test_a_thousand_concurrent_submits_cost_few_calls(own_valkey: Valkey, 
         assert await scripts_run(runtime) - before <= 1000 // IN_FLIGHT + 4
         assert all(handle.created for handle in handles)
         assert (await runtime.sizes(work)).open == 1001
+        before = await scripts_run(runtime)
+        assert len(await work.submit_many(list(range(1000)))) == 1000
+        assert await scripts_run(runtime) - before == 1, "one flush"
 
 
 async def test_a_thousand_jobs_cost_few_claims_and_settles(own_valkey: Valkey, namespace: str) -> None:

@@ -372,7 +372,7 @@ async def test_many_over_a_line_that_breaks_are_each_one_job(valkey: Valkey, nam
 async def test_many_that_are_cancelled_are_submitted_at_most_once(valkey: Valkey, namespace: str, demo: Demo) -> None:
     async with submitter(demo, valkey, namespace) as runtime:
         assert runtime._submitter is not None
-        (line,) = runtime._submitter.lines.values()
+        line = runtime._submitter.lines[runtime.durability].many
         many = asyncio.create_task(demo.work.submit_many([Order(number=number) for number in range(3000)]))
         while not line._in_flight:  # noqa: ASYNC110 - the coalescer has nothing to wait for
             await asyncio.sleep(0)

@@ -7,6 +7,7 @@ import pytest
 from aioflow.engine.keys import Queue, runtime_channels
 from aioflow.engine.records import Settlement
 from aioflow.engine.store import Store
+from aioflow.errors import ProtocolError
 from tests.conftest import Clock
 from tests.integration.scripts.state import (
     CANCELLED,
@@ -147,6 +148,27 @@ async def test_released_jobs_stand_before_those_that_came_later(clocked: Store, 
         "c": row("r.3", 3),
         "low": row("r.3", 3, place=STEP + NOW),
     }
+
+
+async def test_a_job_that_is_released_for_later_waits_and_then_stands_where_it_stood(
+    clocked: Store, queue: Queue, clock: Clock
+) -> None:
+    await submit(clocked, queue, "a")
+    await lease(clocked, queue, "r.1")
+    clock.ms += 1000
+    await submit(clocked, queue, "b")
+    for _ in range(2):
+        assert await clocked.release(queue, [("a", "r.1")], after_ms=3000) == [True], "a repeat hears the same"
+        held = await look(clocked, queue)
+        assert (held["ready"], held["scheduled"]) == ({"b": NOW + 1000}, {"a": NOW + 4000})
+        assert held["claims"] == {"a": row("release/r.1")}
+    clock.ms += 2999
+    assert await clocked.promote(queue) == 0
+    clock.ms += 1
+    assert await clocked.promote(queue) == 1
+    assert await lease(clocked, queue, "r.2") == ["a", "b"]
+    with pytest.raises(ProtocolError, match="release takes 0 to"):
+        await clocked.release(queue, [("a", "r.2")], after_ms=-1)
 
 
 async def test_a_retried_job_is_released_to_the_place_of_its_retry(clocked: Store, queue: Queue, clock: Clock) -> None:
