@@ -154,7 +154,7 @@ def test_the_table_of_task_options_is_what_a_task_takes() -> None:
     declared = {
         name: parameter.default
         for name, parameter in inspect.signature(Service.task).parameters.items()
-        if name not in {"self", "name", "retry", "concurrency"}
+        if name not in {"self", "misused", "name", "retry", "concurrency"}
     }
     assert declared == {name: getattr(options, name) for name in declared}
 
