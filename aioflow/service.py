@@ -389,7 +389,7 @@ class Service:
         `most_crashes` times is dead; `keep_done` and `keep_dead` say how long the records of finished jobs are kept (at
         least 600); `bound` is how many unfinished jobs the queue takes (None: any number). `cpu` runs a plain function
         in processes of its own, `concurrency` of them, where the timeout kills the one that runs over;
-        `job.resources` is None there and `job.progress` does nothing. `payload_limit` is how many bytes of JSON a
+        `job.resources` is None there. `payload_limit` is how many bytes of JSON a
         payload may have, and a result. Raises ConfigError.
         """
         if misused:

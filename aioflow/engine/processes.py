@@ -2,7 +2,8 @@
 
 A process is started when a job needs one, is kept for the next job, and is killed with its job: by the time limit, a
 cancel or a stop. Whoever waits for a call hears of its end only when the process is dead, so a job that is given back
-does not run twice at once. A process whose parent dies ends itself.
+does not run twice at once. A process whose parent dies ends itself. What a handler notes of its progress and what is
+logged in its process travels over the pipe before the answer, each message with a letter for its kind.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
+import logging
 import multiprocessing
 import os
 import pickle
@@ -19,14 +21,18 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from logging.handlers import QueueHandler
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for
+from queue import SimpleQueue
 from typing import Any
 
 from aioflow.commit import Commit, Effect
 from aioflow.engine.codec import encode_emit
-from aioflow.job import Job
+from aioflow.job import JOB_LOGGER, Job
 from aioflow.service import Task
+
+log = logging.getLogger(__name__)
 
 CONTEXT = multiprocessing.get_context("spawn")
 """A fork of a process with threads and an event loop may hang in any lock that one of them held."""
@@ -36,6 +42,7 @@ MOST_CALLS = 10_000
 """As many as a task's concurrency may be; each has a thread while it lasts."""
 START_SECONDS = 60.0
 """How long a process may take to start and to import its handler."""
+ANSWER, NOTE, LOG = b"a", b"n", b"l"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +84,22 @@ class Worker:
         self.process.start()
         theirs.close()
 
-    def call(self, message: bytes, seconds: float | None = None) -> bytes:
-        """Send a call and wait for its answer, `seconds` at most. Raises ProcessDied."""
+    def call(self, message: bytes, note: Callable[[bytes], None], seconds: float | None = None) -> bytes:
+        """Send a call and wait for its answer, `seconds` at most for each message. Raises ProcessDied."""
         try:
             self.connection.send_bytes(message)
-            if not self.connection.poll(seconds):
-                self.end()
-                raise ProcessDied(f"the process of the handler did not come up within {seconds:g} s")
-            return self.connection.recv_bytes()
+            while True:
+                if not self.connection.poll(seconds):
+                    self.end()
+                    raise ProcessDied(f"the process of the handler did not come up within {seconds:g} s")
+                told = self.connection.recv_bytes()
+                match told[:1]:
+                    case b"n":
+                        note(told[1:])
+                    case b"l":
+                        log_again(told[1:])
+                    case _:
+                        return told[1:]
         except (EOFError, OSError) as error:
             self.end()
             raise ProcessDied(f"the process of the handler died, exit code {self.process.exitcode}") from error
@@ -147,7 +162,15 @@ class ProcessPool:
         busy = Busy()
         loop = asyncio.get_running_loop()
         told = partial(loop.call_soon_threadsafe, begin)
-        call = self._threads.submit(self._call, busy, handler.__module__, message, told)
+        levels = logging.getLogger().level, logging.getLogger(JOB_LOGGER).getEffectiveLevel()
+        start = pickle.dumps((handler.__module__, *levels))
+        mark = mark_of(job.id, job.attempt)
+
+        def note(noted: bytes) -> None:
+            if noted.startswith(mark):  # else of a thread that an earlier call has left behind
+                job.noted(noted.removeprefix(mark))
+
+        call = self._threads.submit(self._call, busy, start, message, told, note)
         calling = asyncio.wrap_future(call)
         try:
             answer: Answer = pickle.loads(await asyncio.shield(calling))  # noqa: S301 - from our own process
@@ -166,16 +189,18 @@ class ProcessPool:
             raise answer.error from (RemoteTraceback(answer.traceback) if answer.traceback else None)
         return answer.result
 
-    def _call(self, busy: Busy, module: str, message: bytes, begin: Callable[[], object]) -> bytes:
+    def _call(
+        self, busy: Busy, start: bytes, message: bytes, begin: Callable[[], object], note: Callable[[bytes], None]
+    ) -> bytes:
         worker = self._take()
         if worker is None:
             worker = Worker()
             busy.begin(worker)
-            worker.call(pickle.dumps(module), START_SECONDS)
+            worker.call(start, note, START_SECONDS)
         else:
             busy.begin(worker)
         begin()
-        answer = worker.call(message)
+        answer = worker.call(message, note)
         with self._lock:
             kept = busy.end() and not self._closed
             if kept:
@@ -203,21 +228,59 @@ class ProcessPool:
         self._threads.shutdown(wait=False)
 
 
+def mark_of(job_id: str, attempt: int) -> bytes:
+    """Whose note it is."""
+    return f"{job_id} {attempt}\n".encode()
+
+
+def log_again(packed_record: bytes) -> None:
+    """Log in this process what was logged in a handler's."""
+    try:
+        record: logging.LogRecord = pickle.loads(packed_record)  # noqa: S301 - from our own process
+    except Exception as error:  # noqa: BLE001 - a class may do anything when it is unpickled
+        log.warning("what a handler has logged in its process cannot be read: %r", error)
+        return
+    logger = logging.getLogger(record.name)
+    if logger.isEnabledFor(record.levelno):
+        logger.handle(record)
+
+
 # ---- in the process
+
+
+class ToParent(QueueHandler):
+    """Sends what is logged to the parent, which logs it as its own."""
+
+    def __init__(self, tell: Callable[[bytes], None]) -> None:
+        super().__init__(SimpleQueue())  # which stays empty
+        self._tell = tell
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        """Send a record that `prepare` has made fit for it."""
+        self._tell(LOG + pickle.dumps(record))
 
 
 def answer_calls(connection: Connection) -> None:
     """Answer calls until the parent closes the pipe or dies."""
     os.setsid()  # Ctrl-C and signals to the group are the parent's to handle: it drains
     threading.Thread(target=end_with_parent, name="aioflow watch of the parent", daemon=True).start()
+    lock = threading.Lock()  # threads of a handler may log
+
+    def tell(message: bytes) -> None:
+        with lock:
+            connection.send_bytes(message)
+
     with contextlib.suppress(EOFError):
-        module = pickle.loads(connection.recv_bytes())  # noqa: S301 - from the parent
+        module, level, job_level = pickle.loads(connection.recv_bytes())  # noqa: S301 - from the parent
+        logging.getLogger().addHandler(ToParent(tell))
+        logging.getLogger().setLevel(level)
+        logging.getLogger(JOB_LOGGER).setLevel(job_level)
         with contextlib.suppress(Exception):  # the call says what is wrong with it
             importlib.import_module(module)
-        connection.send_bytes(b"")
+        tell(ANSWER)
         while True:
-            answer = answer_call(pickle.loads(connection.recv_bytes()))  # noqa: S301 - from the parent
-            connection.send_bytes(packed(answer))
+            answer = answer_call(pickle.loads(connection.recv_bytes()), tell)  # noqa: S301 - from the parent
+            tell(ANSWER + packed(answer))
 
 
 def end_with_parent() -> None:
@@ -228,8 +291,8 @@ def end_with_parent() -> None:
         os._exit(1)
 
 
-def answer_call(call: Call) -> Answer:
-    """Call the handler."""
+def answer_call(call: Call, tell: Callable[[bytes], None]) -> Answer:
+    """Call the handler; `tell` sends to the parent."""
     try:
         task: Any = importlib.import_module(call.module)
         for name in call.function.split("."):
@@ -240,7 +303,8 @@ def answer_call(call: Call) -> Answer:
         return Answer(error=TypeError(f"{call.module}.{call.function} is no task in a process of its own"))
     tasks = {known.full_name: known for known in task.service.tasks.values()}
     commit = Commit(task.service.name, encode_emit(tasks.get))
-    job = Job(call.job_id, call.attempt, commit, None, task.full_name)
+    mark = NOTE + mark_of(call.job_id, call.attempt)
+    job = Job(call.job_id, call.attempt, commit, None, task.full_name, lambda _, told: tell(mark + told))
     try:
         result = task.handler(*task.signature.arguments(call.payload, job))
     except Exception as error:  # noqa: BLE001 - carried over to the parent

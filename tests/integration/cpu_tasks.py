@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from aioflow import Discard, Job, Retry, RetryLater, Service
+from aioflow import ConfigError, Discard, Job, Retry, RetryLater, Service
 
 ONCE = Retry(attempts=1)
 service = Service("cpu")
@@ -26,6 +27,13 @@ class Unpacked(Exception):
 
     def __init__(self, first: str, second: str) -> None:
         super().__init__(f"{first} {second}")
+
+
+class Odd:
+    """What can be packed and not unpacked."""
+
+    def __reduce__(self) -> tuple[type, tuple[str, str, str]]:
+        return Unpacked, ("too", "many", "words")
 
 
 @service.task(cpu=True, concurrency=2, retry=ONCE)
@@ -59,6 +67,20 @@ def effects(what: str, job: Job) -> int:
         case "exit":
             os._exit(3)
     return job.attempt
+
+
+@service.task(cpu=True, concurrency=1, retry=ONCE)
+def talk(seconds: float, job: Job) -> None:
+    """Says how far it is, and logs."""
+    job.progress("half")
+    job.log.info("at %s", "half", extra={"page": 7})
+    logging.getLogger("elsewhere").debug("not wanted")
+    logging.getLogger("elsewhere").error("also heard", extra={"odd": Odd()})
+    try:
+        job.commit.hset("", "", "")
+    except ConfigError:
+        job.log.exception("failed")
+    time.sleep(seconds)
 
 
 @service.task(cpu=True, concurrency=2, retry=ONCE)

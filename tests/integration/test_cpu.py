@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 
 from aioflow import ConfigError, JobCancelled, JobFailed, Runtime, Service, State
 from tests.integration import cpu_tasks
-from tests.integration.cpu_tasks import Number, effects, run_on, service, spin, square, unpackable, whereabouts
+from tests.integration.cpu_tasks import Number, effects, run_on, service, spin, square, talk, unpackable, whereabouts
 from tests.serving import ROOT
 from tests.valkey import Valkey
 from tests.waiting import wait_until
@@ -83,6 +84,23 @@ async def test_outcomes_and_effects_are_as_anywhere(
     emitted = (await runtime.totals(square)).get("submitted", 0)
     assert emitted == (int(ran) if ran else 0)
     assert await (await square.submit(Number(value=2))).result(20) == 4, "the next job finds a process"
+
+
+async def test_progress_and_logs_come_through(runtime: Runtime, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "aioflow.job")
+    handle = await talk.submit(30.0)
+
+    async def noted() -> bytes | None:
+        return (await handle.status()).progress
+
+    assert await wait_until(noted, 20) == b'"half"'
+    await wait_until(lambda: len(caplog.records) >= 3)
+    await handle.cancel()
+    said, unread, failed = caplog.records[:3]
+    assert (said.name, said.getMessage()) == ("aioflow.job.cpu.talk", f"{handle.id} attempt 1: at half")
+    assert (said.job_id, said.page) == (handle.id, 7)  # type: ignore[attr-defined]
+    assert "cannot be read" in unread.getMessage()
+    assert 'job.commit.hset("", "", "")' in failed.getMessage(), "with its traceback"
 
 
 async def test_a_result_that_cannot_be_carried_over_is_said(runtime: Runtime) -> None:
