@@ -42,7 +42,7 @@ class Pool:
         executor: Executor,
         concurrency: int,
         alone: asyncio.Lock,
-        emitted: Callable[[], None],
+        emitted: Callable[[set[str]], None],
     ) -> None:
         self.task = task
         self.queue = queue
@@ -213,8 +213,11 @@ class Pool:
                 break
             except StoreUnavailable as error:
                 await self._store.line.setback(error, f"settle {self.queue.name}")
-        if any(effect.op == "emit" for settlement in settlements for effect in settlement.effects):
-            self._emitted()
+        effects = [effect for settlement in settlements for effect in settlement.effects]
+        emits = {effect.name for effect in effects if effect.op == "emit"}
+        emits |= {f"{self.queue.service}.{effect.name}" for effect in effects if effect.op == "submit"}
+        if emits:
+            self._emitted(emits)
         for (attempt, _), answer in zip(batch, answers, strict=True):
             if answer == 0:
                 log.warning("%s %s: its lease was lost; its outcome is dropped", self.queue.name, attempt.job.id)

@@ -3,6 +3,9 @@
 The destination keeps the last sequence it took of each source and skips what is not above it, so a relay may be
 repeated at any later time, by any runtime; only then is the outbox cleared. A destination that cannot take, such as at
 maxmemory, holds its outbox back, which is said. Carries the emits of I5.
+
+A job may be emitted by name for a task that nobody serves, by a slip or before its service is there: it is kept, and
+that is said once.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections.abc import Collection
 
 from aioflow.engine.keys import Queue
 from aioflow.engine.records import MOST_BYTES, Emitted
@@ -22,23 +26,34 @@ MOST_ROUNDS = 20
 """Of the last emptying: others may fill the outbox meanwhile."""
 BATCH = 50
 """Jobs that are read from the outbox at a time; a payload may have a MiB."""
+MOST_NAMES = 1000
+"""Tasks of others that are looked at."""
 LONGEST_PAUSE = 2.0
 """Seconds between two tries while a destination refuses."""
 
 
 class Relay:
-    """Empties the outbox of one queue."""
+    """Empties the outbox of one queue. `served` are the tasks that this runtime serves."""
 
-    def __init__(self, queue: Queue, store: Store) -> None:
+    def __init__(self, queue: Queue, store: Store, served: Collection[str] = ()) -> None:
         self._queue = queue
         self._store = store
         self.wanted = asyncio.Event()
         """Set by whoever knows that something lies in the outbox."""
         self._refusals = 0  # one after another
         self._count = BATCH
+        self._known = set(served)
+        self._unknown: set[str] = set()
 
     def __repr__(self) -> str:
         return f"<Relay {self._queue.name} refusals={self._refusals}>"
+
+    def emitted(self, tasks: set[str]) -> None:
+        """Jobs of these tasks have been emitted; some of them may lie in the outbox."""
+        if len(self._known) < MOST_NAMES:
+            self._unknown |= tasks - self._known
+            self._known |= tasks
+        self.wanted.set()
 
     async def run(self) -> None:
         """Relay until cancelled."""
@@ -48,6 +63,8 @@ class Relay:
             try:
                 while await self._some():
                     pass
+                while self._unknown:
+                    await self._look_at(next(iter(self._unknown)))
             except (StoreUnavailable, ProtocolError) as error:
                 if not self._refusals:
                     log.warning("%s: its outbox is held back: %s", self._queue.name, error)
@@ -68,6 +85,11 @@ class Relay:
         for _ in range(MOST_ROUNDS):
             if not await self._some():
                 return
+
+    async def _look_at(self, task: str) -> None:
+        if not await self._store.runners(Queue(self._queue.namespace, *task.split("."))):
+            log.warning("%s: it emits jobs of %s, which no live runtime serves; they wait", self._queue.name, task)
+        self._unknown.discard(task)
 
     async def _some(self) -> bool:
         """Relay the first of the outbox; whether there may be more."""

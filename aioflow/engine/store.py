@@ -210,6 +210,10 @@ class Store(Caller):
         next_ms = self.clock.wait_ms(now_ms, deadline_ms) if deadline_ms else None
         return replace(about, judged=True, next_ms=next_ms, jobs=int(judged[1]), dead=int(judged[2]))
 
+    async def runners(self, queue: Queue) -> int:
+        """How many runtimes look after a queue, about."""
+        return int(await self._command(lambda: self.redis.zcard(queue.keys["runners"])))
+
     async def leave(self, queue: Queue, runner: str) -> None:
         """Note that a runtime looks after a queue no more."""
         await self._command(lambda: self.redis.zrem(queue.keys["runners"], runner))

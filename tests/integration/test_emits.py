@@ -251,7 +251,9 @@ async def test_a_task_may_emit_itself(redis_url: str, namespace: str) -> None:
     assert ran == list(range(31))
 
 
-async def test_an_unknown_task_keeps_its_jobs_until_somebody_serves_it(redis_url: str, namespace: str) -> None:
+async def test_an_unknown_task_keeps_its_jobs_until_somebody_serves_it(
+    redis_url: str, namespace: str, caplog: pytest.LogCaptureFixture
+) -> None:
     shop, ghost = Service("shop"), Service("ghost")
     seen: list[str] = []
 
@@ -264,6 +266,12 @@ async def test_an_unknown_task_keeps_its_jobs_until_somebody_serves_it(redis_url
         store = runtime._live_store()
         await (await runtime.submit(sell)).result(5)
         await wait_until(lambda: store.redis.zcard(Queue(namespace, "ghost", "walk").keys["ready"]))
+        await wait_until(lambda: len(caplog.records) >= 2)
+        said = [record.getMessage() for record in caplog.records]
+        assert sorted(said) == [
+            f"shop.sell: it emits jobs of {task}, which no live runtime serves; they wait"
+            for task in ("ghost.walk", "shop.later")
+        ]
         assert await store.redis.zcard(Queue(namespace, "shop", "later").keys["ready"]) == 1
         if redis_url != "memory:":  # which lives in its runtime
 

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 import pytest
 
 from aioflow.engine.keys import Queue
+from aioflow.engine.maintenance import Maintenance
 from aioflow.engine.records import Settlement
+from aioflow.engine.relay import Relay
 from aioflow.engine.store import Store
+from aioflow.policy import TaskOptions
 from tests.conftest import Clock
 from tests.integration.scripts.state import (
     NOW,
@@ -150,3 +153,13 @@ async def test_other_limits_are_refused(clocked: Store, queue: Queue, limit: int
     await plant(clocked, queue, before)
     async with refused(clocked, queue, "trim takes 1 to 1000 jobs"):
         await clocked.trim(queue, keep_done_ms=1, keep_dead_ms=1, limit=limit)
+
+
+async def test_what_is_over_is_forgotten_round_after_round_without_a_pause(clocked: Store, queue: Queue) -> None:
+    old = NOW - 700_000
+    await plant(clocked, queue, keys(*(finished("done", f"j{number}", old, ROW) for number in range(2500))))
+    maintenance = Maintenance(queue, TaskOptions(keep_done=600.0), clocked, Relay(queue, clocked), "r")
+    pauses = [await maintenance._once() for _ in range(3)]
+    assert pauses[:2] == [0.0, 0.0]
+    assert pauses[2] > 0
+    assert (await clocked.sizes(queue)).done == 0
