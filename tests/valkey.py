@@ -44,7 +44,7 @@ class Valkey:
             client.settimeout(1)
             client.connect(str(self.socket))
             client.sendall(b"PING\r\n")
-            return client.recv(16).startswith(b"+PONG")
+            return client.recv(16).startswith((b"+PONG", b"-NOAUTH"))
         return False
 
     def signal(self, number: signal.Signals) -> None:

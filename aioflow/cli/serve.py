@@ -41,7 +41,9 @@ def serve(
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on")] = None,
     port: Annotated[str | None, typer.Option(help="Port to listen on; 0 takes a free one", metavar="NUMBER")] = None,
-    redis: Annotated[str | None, typer.Option(help="redis://, rediss://, unix://, embedded: or memory:")] = None,
+    redis: Annotated[
+        str | None, typer.Option(help="redis://, rediss://, unix://, redis+sentinel://, embedded: or memory:")
+    ] = None,
     data: Annotated[str | None, typer.Option(help="Folder of the embedded server's data")] = None,
     workers: Annotated[
         str | None, typer.Option(help="Concurrency of each task, instead of its own", metavar="NUMBER")

@@ -23,11 +23,12 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.maint_notifications import MaintNotificationsConfig
 
+from aioflow.engine import sentinel
 from aioflow.errors import ConfigError, StoreUnavailable
 
 ROUND_TRIP_SECONDS = 5.0
 """A server that is silent for longer counts as away."""
-SCHEMES = ("redis", "rediss", "unix")
+SCHEMES = ("redis", "rediss", "unix", sentinel.SCHEME)
 OPTIONS = {"db": "a number"}
 TLS_OPTIONS = {
     "ssl_ca_certs": "a file",
@@ -129,6 +130,9 @@ class SocketWire:
                 if isinstance(error, driver.ConnectionError):
                     self._breaks.count += 1
                 raise
+            if any(isinstance(reply, driver.ReadOnlyError) for reply in replies):
+                # A replica by now: the name of the host, or the Sentinels, may say where the primary is.
+                self._breaks.count += 1
             self._idle.append((made_after, connection))
             return replies
 
@@ -193,6 +197,7 @@ class Clients:
         self._made: list[Redis] = []
         self._wires: list[SocketWire] = []
         self._breaks = Breaks()
+        self._finder: sentinel.Finder | None = None
         self.in_memory = url == "memory:"
         if self.in_memory:
             try:
@@ -202,6 +207,8 @@ class Clients:
             self._server = FakeServer(server_type="valkey")
         else:
             check_url(url)
+            if url.startswith(sentinel.SCHEME):
+                self._finder = sentinel.Finder(sentinel.parse(url), no_retry())
 
     def make(self, connections: int, *, blocking: bool = False) -> Redis:
         """A client over at most so many connections; `blocking` for commands that set their own deadline."""
@@ -223,18 +230,21 @@ class Clients:
         return wire
 
     def _pool(self, connections: int, timeout: float | None) -> BlockingConnectionPool:
+        options: dict[str, Any] = {
+            "max_connections": connections,
+            "timeout": ROUND_TRIP_SECONDS,
+            "socket_timeout": timeout,
+            "socket_connect_timeout": ROUND_TRIP_SECONDS,
+            "client_name": self._name,
+            "protocol": 2,
+            "retry": no_retry(),
+            "maint_notifications_config": MaintNotificationsConfig(enabled=False),
+        }
+        if self._finder is not None:
+            found = type("PromptToPrimary", (PromptWrites, sentinel.ToPrimary), {"finder": self._finder})
+            return BlockingConnectionPool(connection_class=found, **sentinel.parse(self._url).server, **options)
         try:
-            pool = BlockingConnectionPool.from_url(
-                self._url,
-                max_connections=connections,
-                timeout=ROUND_TRIP_SECONDS,
-                socket_timeout=timeout,
-                socket_connect_timeout=ROUND_TRIP_SECONDS,
-                client_name=self._name,
-                protocol=2,
-                retry=no_retry(),
-                maint_notifications_config=MaintNotificationsConfig(enabled=False),
-            )
+            pool = BlockingConnectionPool.from_url(self._url, **options)
         except ValueError as error:
             raise ConfigError(f"redis {shown(self._url)!r}: {error}") from error
         made = pool.connection_class
@@ -251,6 +261,8 @@ class Clients:
             await wire.close()
         for client in self._made:
             await client.aclose(close_connection_pool=True)
+        if self._finder is not None:
+            await self._finder.close()
 
 
 def stopped() -> StoreUnavailable:
@@ -269,6 +281,9 @@ def check_url(url: str) -> None:
     The driver lets a query set any argument of its connections, wins by it over ours, and passes over what it cannot
     read. Nothing is shown of what may be a password.
     """
+    if url.startswith(sentinel.SCHEME):
+        sentinel.parse(url)
+        return
     try:
         parts = urlsplit(url)
         _ = parts.port
@@ -278,7 +293,9 @@ def check_url(url: str) -> None:
             "%2F for a /, %23 for a #, %3F for a ?"
         ) from None
     if parts.scheme not in SCHEMES:
-        raise ConfigError(f"redis {shown(url)!r}: use redis://, rediss://, unix://, embedded: or memory:")
+        raise ConfigError(
+            f"redis {shown(url)!r}: use redis://, rediss://, unix://, redis+sentinel://, embedded: or memory:"
+        )
     wrong = _wrong_place(parts) or _wrong_options(parts)
     if wrong:
         raise ConfigError(f"the URL of redis: {'; '.join(wrong)}")
@@ -328,6 +345,7 @@ def _fits(value: str, kind: str) -> bool:
 
 def shown(url: str) -> str:
     """A URL as it may be printed: without its password, also where what is given is no URL."""
+    url = re.sub("(?<=sentinel_password=)[^&#]+", "***", url)
     scheme, mark, rest = url.partition("://") if "://" in url else ("", "", url)
     account, at, place = rest.rpartition("@")  # the last one: a password may hold another
     user, colon, _ = account.partition(":")
