@@ -156,34 +156,44 @@ class EmbeddedServer:
         self._reap()
         started_here = self._process is not None
         deadline = time.monotonic() + STOP_SECONDS
-        asked, trouble = False, None
-        try:
-            async with _connect(socket, STOP_ANSWER_SECONDS) as client:
-                if any(str(row["name"]).startswith(CLIENT_PREFIX) for row in await client.client_list()):
-                    return False
-                asked = True
-                await client.shutdown(nosave=True)  # "nosave" is the RDB file; the AOF is flushed and fsynced
-        except (RedisError, OSError) as error:
-            trouble = error  # as a rule it was gone already; what follows will tell
-        if isinstance(trouble, (TimeoutError, DriverTimeout)) and not asked:
-            log.warning(
-                "the embedded server of %s does not answer and is left running; what was answered is on disk, and the "
-                "next start attaches to it or waits for it",
-                self.data,
-            )
-            return False
+        asked = False
+        trouble: Exception | None = None
         while self.owner if started_here else not self._is_free():
             left = deadline - time.monotonic()
             if left <= 0 and asked:
                 log.warning("the embedded server of %s is still ending; it goes on by itself", self.data)
                 return False
             # An answer now is from a server that refused, or from one that another runtime has started since.
-            if left <= 0 or await self._probe(left) == "up":
+            if left <= 0 or (asked and await self._probe(left) == "up"):
                 log.warning("an embedded server runs on in %s (trouble: %r)", self.data, trouble)
                 return False
+            if not asked:
+                asked, trouble = await self._ask_to_end(socket)
+                if not asked and trouble is None:
+                    return False
+                if not asked and isinstance(trouble, (TimeoutError, DriverTimeout)):
+                    log.warning(
+                        "the embedded server of %s does not answer and is left running; what was answered is on disk, "
+                        "and the next start attaches to it or waits for it",
+                        self.data,
+                    )
+                    return False
             await asyncio.sleep(0.02)
         self._reap()
         return True
+
+    async def _ask_to_end(self, socket: Path) -> tuple[bool, Exception | None]:
+        """Whether the server was asked to end, and what went wrong; neither where others use it."""
+        asked = False
+        try:
+            async with _connect(socket, STOP_ANSWER_SECONDS) as client:
+                if any(str(row["name"]).startswith(CLIENT_PREFIX) for row in await client.client_list()):
+                    return False, None
+                asked = True
+                await client.shutdown(nosave=True)  # "nosave" is the RDB file; the AOF is flushed and fsynced
+        except (RedisError, OSError) as error:
+            return asked, error  # as a rule it is gone already, or does not listen yet
+        return asked, None
 
     async def _bring_up(self) -> None:
         """One loop for starters and attachers, since the lock may come free or be taken at any time."""

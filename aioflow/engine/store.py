@@ -399,17 +399,22 @@ class Store(Caller):
         memory = await self._command(lambda: self.redis.info("memory"))
         return float(memory["used_memory"]) / memory["maxmemory"] if memory.get("maxmemory") else 0.0
 
-    async def fsyncs(self) -> bool | None:
-        """Whether the server fsyncs before it answers; None where it may not be asked."""
+    async def lacks_fsync(self) -> str | None:
+        """Why the server gives no receipts of "fsync", and what to change; None where it does."""
         if self.in_memory:
-            return False
+            return "memory: keeps nothing; use another server"
         try:
+            asked = "CONFIG GET"
             policy = await self.redis.execute_command("CONFIG", "GET", *FSYNC_POLICY)
-        except driver.ResponseError:
-            return None
+            if not fsyncs(policy):
+                return "set both in its configuration (CONFIG SET appendonly yes, CONFIG SET appendfsync always)"
+            asked = "WAITAOF"
+            await self.redis.execute_command("WAITAOF", 0, 0, 1)
+        except driver.ResponseError as error:
+            return f"it refuses {asked} ({error}), which Valkey and Redis 7.2 or newer have; allow it to this user"
         except (driver.RedisError, OSError) as error:
             raise self.lost(error) from error
-        return fsyncs(policy)
+        return None
 
     async def replicas(self) -> int:
         """How many replicas follow the server."""

@@ -46,7 +46,7 @@ class Submitter:
     async def choose(self, asked: Durability | None) -> Durability:
         """What a runtime's receipts mean: what is asked, if the server gives it, else the best it does."""
         if asked is None:
-            asked = "fsync" if await self._store.fsyncs() else "memory"
+            asked = "fsync" if await self._store.lacks_fsync() is None else "memory"
         else:
             await self._check(asked)
         self._open(asked)
@@ -88,14 +88,9 @@ class Submitter:
     async def _check(self, durability: Durability) -> None:
         """Raise ConfigError where the server does not give this durability."""
         if durability == "fsync":
-            given = await self._store.fsyncs()
-            if not given:
-                why = "it may not be asked (CONFIG GET is refused)" if given is None else "it does not say so"
-                raise ConfigError(
-                    f'durability "fsync" needs a server with appendonly yes and appendfsync always ({FSYNC_NEEDS}), '
-                    f"and {why}; set both in its configuration "
-                    "(CONFIG SET appendonly yes, CONFIG SET appendfsync always)"
-                )
+            lacks = await self._store.lacks_fsync()
+            if lacks is not None:
+                raise ConfigError(f'durability "fsync" needs a server with {FSYNC_NEEDS}: {lacks}')
         elif asked := replicas_of(durability):
             there = 0 if self._store.in_memory else await self._store.replicas()
             if there < asked:

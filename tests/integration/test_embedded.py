@@ -378,8 +378,7 @@ async def test_a_cancelled_start_can_be_stopped(data: Path) -> None:
     starting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await starting
-    await wait_until(lambda: (data / "valkey.log").exists() and starts(data) == 1)
-    assert await server.stop()
+    assert await server.stop(), "although it does not answer yet"
     assert not is_locked(data)
 
 

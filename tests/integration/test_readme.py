@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.curl import curl
 from tests.serving import ROOT, Serve
 
 README = (ROOT / "README.md").read_text()
@@ -30,32 +31,6 @@ def session(mark: str) -> list[tuple[str, str]]:
     found = re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block(mark), re.MULTILINE)
     assert found
     return [(command, output.strip()) for command, output in found]
-
-
-async def curl(command: str, url: str) -> str:
-    """What a curl line of the README prints, without needing curl."""
-    program, *words = shlex.split(command)
-    assert program == "curl"
-    headers, body, target = {}, None, ""
-    rest = iter(words)
-    for word in rest:
-        if word == "-H":
-            name, _, value = next(rest).partition(": ")
-            headers[name] = value
-        elif word == "-d":
-            body = next(rest)
-        elif word != "-s":
-            target = word
-    target = target.replace("localhost:8080", url.removeprefix("http://"))
-    async with httpx.AsyncClient() as client:
-        answer = await client.request(
-            "GET" if body is None else "POST",
-            f"http://{target.removeprefix('http://')}",
-            headers=headers,
-            content=body,
-            timeout=20,
-        )
-    return answer.text
 
 
 def matches(printed: str, said: str) -> bool:

@@ -74,21 +74,22 @@ async def test_the_default_is_what_the_server_gives(
 async def test_fsync_from_a_server_that_does_not_give_it_is_a_config_error_that_says_what_to_change(
     valkey: Valkey, everysec: Valkey, namespace: str, service: Service
 ) -> None:
-    for url in (valkey.url, everysec.url, "memory:"):
+    for url, change in ((valkey.url, "CONFIG SET"), (everysec.url, "CONFIG SET"), ("memory:", "use another server")):
         runtime = Runtime([service], redis=url, namespace=namespace, durability="fsync")
         with pytest.raises(ConfigError) as wrong:
             await runtime.start()
-        for words in ('durability "fsync"', "appendonly yes", "appendfsync always", "CONFIG SET"):
+        for words in ('durability "fsync"', "appendonly yes", "appendfsync always", change):
             assert words in str(wrong.value), url
 
 
-async def test_a_server_that_may_not_be_asked_gives_memory(
-    own_valkey: Valkey, namespace: str, service: Service
+@pytest.mark.parametrize(("command", "named"), [("config", "CONFIG GET"), ("waitaof", "WAITAOF")])
+async def test_a_server_that_may_not_be_asked_or_has_no_waitaof_gives_memory(
+    own_valkey: Valkey, namespace: str, service: Service, command: str, named: str
 ) -> None:
     admin = Store(own_valkey.url, name="admin")
-    await admin.redis.execute_command("ACL", "SETUSER", "default", "-config")
+    await admin.redis.execute_command("ACL", "SETUSER", "default", f"-{command}")
     await admin.close()
-    with pytest.raises(ConfigError, match="may not be asked"):
+    with pytest.raises(ConfigError, match=f"it refuses {named} "):
         await Runtime([service], redis=own_valkey.url, namespace=namespace, durability="fsync").start()
     async with Runtime([service], redis=own_valkey.url, namespace=namespace) as runtime:
         assert runtime.durability == "memory"

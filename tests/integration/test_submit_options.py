@@ -249,7 +249,9 @@ async def test_each_submit_may_say_how_durable_it_is(own_valkey: Valkey, namespa
         await demo.work.submit(Order(number=2), durability="memory")
         assert await waitaofs() == 0
         await demo.work.submit(Order(number=3), durability="fsync")
-        assert await waitaofs() == 1
+        assert await waitaofs() == 2, "whether it is there, and the receipt's"
+        await demo.work.submit(Order(number=3), durability="fsync")
+        assert await waitaofs() == 3
         handles = await asyncio.gather(
             *[
                 demo.work.submit(Order(number=number), durability=durability)
@@ -265,9 +267,10 @@ async def test_each_submit_may_say_how_durable_it_is(own_valkey: Valkey, namespa
 async def test_a_durability_that_is_not_to_be_had_says_what_to_change_and_submits_nothing(
     valkey: Valkey, namespace: str, demo: Demo
 ) -> None:
-    for url in (valkey.url, "memory:"):
+    config_set = "CONFIG SET appendonly yes, CONFIG SET appendfsync always"
+    for url, change in ((valkey.url, config_set), ("memory:", "use another server")):
         async with Runtime([demo.service], redis=url, namespace=namespace, workers=False) as runtime:
-            with pytest.raises(ConfigError, match="CONFIG SET appendonly yes, CONFIG SET appendfsync always"):
+            with pytest.raises(ConfigError, match=change):
                 await demo.work.submit(Order(number=1), durability="fsync")
             with pytest.raises(ConfigError, match="use memory, fsync, or replicated:N"):
                 await demo.work.submit(Order(number=1), durability="paper")

@@ -7,7 +7,6 @@ import contextlib
 import gzip
 import math
 import re
-import shlex
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -33,6 +32,7 @@ from services.payments.api import service as payments
 from services.payments.gateways import Decision
 from services.payments.models import GatewayError, Outcome, Payment, Receipt
 from services.payments.settings import PaymentsSettings
+from tests.curl import curl
 from tests.valkey import Valkey
 from tests.waiting import wait_until
 
@@ -1317,9 +1317,7 @@ async def test_the_curl_lines_of_the_readme_answer_what_it_prints(
     monkeypatch.setenv("PAYMENTS_SIMULATED_LATENCY", "0")
     async with running(load_settings(redis=own_valkey.url, namespace=namespace)) as api:
         for command, printed in commands:
-            words = shlex.split(command.replace("127.0.0.1:8080", api.url))
-            curl = await asyncio.create_subprocess_exec(*words, stdout=asyncio.subprocess.PIPE)
-            answer = (await curl.communicate())[0].decode()
+            answer = await curl(command, api.url)
             assert re.fullmatch(re.escape(printed).replace(r"\.\.\.", "[^{}]+?"), answer), (command, answer)
 
 
