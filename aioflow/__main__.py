@@ -1,6 +1,11 @@
 """`python -m aioflow`."""
 
-from aioflow.cli import main
+import sys
 
 if __name__ == "__main__":
-    main()
+    try:
+        from aioflow.cli import main
+
+        main()
+    except KeyboardInterrupt:  # while modules are still being imported
+        sys.exit(130)

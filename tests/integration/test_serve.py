@@ -220,6 +220,26 @@ async def test_a_second_signal_ends_it_at_once_and_the_lease_keeps_its_payment(
         assert (await runtime.inspect(charge, receipt["tracking_id"])).state is State.RUNNING
 
 
+async def test_a_signal_that_comes_twice_at_once_is_one(start: Starter, valkey: Valkey, namespace: str) -> None:
+    """As from `timeout`, which signals its child and then its group."""
+    serve = start("--redis", valkey.url, "--port", "0", AIOFLOW_NAMESPACE=namespace)
+    await serve.greeting()
+    serve.process.send_signal(signal.SIGTERM)
+    serve.process.send_signal(signal.SIGTERM)
+    assert await serve.ended(5.0) == 0
+    assert "second signal" not in serve.err
+
+
+async def test_serve_listens_where_it_is_told(start: Starter, session: aiohttp.ClientSession, valkey: Valkey) -> None:
+    serve = start("--redis", valkey.url, "--host", "127.0.0.2", "--port", "0", "--no-workers")
+    url = await serve.url()
+    assert url.startswith("http://127.0.0.2:")
+    assert (await got(session, f"{url}/healthz"))[0] == 200
+    with pytest.raises(aiohttp.ClientConnectorError):
+        await got(session, f"{url.replace('127.0.0.2', '127.0.0.1')}/healthz")
+    assert await serve.stop() == 0
+
+
 async def test_one_process_accepts_and_another_works(
     start: Starter, session: aiohttp.ClientSession, valkey: Valkey, namespace: str
 ) -> None:

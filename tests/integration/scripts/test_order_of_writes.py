@@ -182,3 +182,44 @@ async def test_a_foreign_key_is_found_before_anything_is_written(
     clocked.clock.hear(NOW)
     async with refused(clocked, queue, "WRONGTYPE"):
         await WRITERS[name].call(clocked, queue)
+
+
+async def writes_of(store: Store, call: Callable[[], Awaitable[Any]]) -> list[list[str]]:
+    """The commands that the scripts of a call run, in order."""
+    async with store.redis.monitor() as monitor:
+        await call()
+        await store.redis.execute_command("ECHO", "over")
+        commands: list[list[str]] = []
+        async for seen in monitor.listen():
+            if seen["command"] == "ECHO over":
+                return commands
+            if seen["client_type"] == "lua":
+                commands.append(seen["command"].split(" "))
+    raise AssertionError("the monitor ended")
+
+
+@pytest.mark.parametrize("name", WRITERS)
+async def test_a_job_is_in_its_new_set_before_it_leaves_the_old_one(clocked: Store, queue: Queue, name: str) -> None:
+    """I1, should the server die between two writes that its replica or AOF takes singly: twice beats never."""
+    await plant(clocked, queue, WRITERS[name].before)
+    clocked.clock.hear(NOW)
+    commands = await writes_of(clocked, lambda: WRITERS[name].call(clocked, queue))
+    added: dict[str, int] = {}
+    recorded: dict[str, int] = {}
+    states = {queue.keys[part] for part in ("ready", "scheduled", "running", "done", "dead")}
+    for at, (command, key, *words) in enumerate(commands):
+        if command == "ZADD" and key in states:
+            added |= {job: at for job in words[1::2] if job not in added}
+        elif command == "HSET" and key == queue.keys["jobs"]:
+            recorded |= dict.fromkeys(words[::2], at)
+    moved = 0
+    for at, (command, key, *jobs) in enumerate(commands):
+        if command == "ZREM" and key in states:
+            for job in jobs:
+                if job in added:
+                    moved += 1
+                    assert added[job] < at, f"{job} left {key} before it was elsewhere"
+    assert moved > 0 or name not in {"claim", "settle", "release", "promote", "reap", "requeue", "cancel"}
+    for job, at in recorded.items():
+        assert job not in added or at < added[job], f"{job} stands in a set before its record"
+    assert recorded or name not in {"submit", "relay"}
