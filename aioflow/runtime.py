@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Awaitable, Coroutine, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 from aioflow import service as declarations
 from aioflow.background import Background
@@ -111,7 +111,7 @@ class Runtime(Client):
         self._claiming: list[asyncio.Task[None]] = []
         self._loops: list[asyncio.Task[None]] = []
         self.ends_with_process = False
-        """Set by whoever ends the process right after the stop, and with it the handlers that take no notice of it."""
+        """Set by whoever calls `end_process` after the stop, where handlers have taken no notice of it."""
         self._context = contextvars.copy_context()
         self._context.run(declarations.running_in.set, self)
         self._lifespans = Lifespans()
@@ -335,7 +335,7 @@ class Runtime(Client):
         if self._clock is not None:
             self._clock.unfollow(self._clock_moved)
         if self._keeper is not None:
-            await self._keeper.finish(CANCEL_SECONDS, abandon=self.ends_with_process)
+            await self._keeper.finish(CANCEL_SECONDS)
         self.stop_waiting()
         if self._inbox is not None:
             self._inbox.subscribed.set()  # whoever waits for the channel waits for nothing any more
@@ -351,8 +351,19 @@ class Runtime(Client):
             await self._store.close()
             self._store = None
         self._results = self._inbox = None
-        if self._embedded is not None:
+        if self._embedded is not None and not (self.ends_with_process and self.running_on()):
             await self._embedded.stop()
+
+    def end_process(self, code: int) -> NoReturn:
+        """After the stop: end the process with this exit code, and give back the jobs of handlers that run on."""
+
+        async def last() -> None:
+            if self._embedded is not None:
+                await self._embedded.stop()
+
+        if self._keeper is not None:
+            self._keeper.end_process(last, code)
+        os._exit(code)
 
     def scale(self, by: int) -> None:
         """Run so many more of each task's jobs at a time, or fewer, at least 1; what runs is not disturbed."""

@@ -122,6 +122,7 @@ class Server:
         self._listener = listener
         self._pid_file = pid_file
         self._runtime = Runtime(services, settings=settings, workers=(settings.workers or True) if workers else False)
+        self._runtime.ends_with_process = True
         self._stop = asyncio.Event()
         self._signals: dict[int, float] = {}
 
@@ -143,16 +144,26 @@ class Server:
                 if ingress is not None:
                     await self._close(ingress)
         finally:
-            runtime.ends_with_process = True
+            await self._stop_runtime(runtime)
+            if self._listener is not None:
+                self._listener.close()
+        return 1 if failed else 0
+
+    async def _stop_runtime(self, runtime: Runtime) -> None:
+        code = 1 if runtime.failed.is_set() else 0
+        try:
             await runtime.stop()
+        except BaseException:
+            code = 1
+            if runtime.running_on():
+                log.exception("the stop failed")
+            raise
+        finally:
             if runtime.running_on():
                 # asyncio would wait for them before the process ends.
                 log.warning("%d handlers took no notice of the stop; they end with the process", runtime.running_on())
                 logging.shutdown()
-                os._exit(1 if runtime.failed.is_set() else 0)
-            if self._listener is not None:
-                self._listener.close()
-        return 1 if failed else 0
+                runtime.end_process(code)
 
     async def _started(self, runtime: Runtime) -> bool:
         """Start the runtime; False where a signal came before it had started."""

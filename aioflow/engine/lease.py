@@ -16,11 +16,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from typing import NoReturn
 
 from aioflow.engine.attempt import Attempt, Stop
 from aioflow.engine.keys import Queue
@@ -39,6 +42,7 @@ MOST_BLOCKED = 60.0
 MOST_FRAMES = 12
 ABANDONED_MS = 3000
 """How long a job waits whose handler ends with its process: well above what is left of that."""
+END_SECONDS = 2.0
 
 
 class LeaseKeeper:
@@ -60,7 +64,8 @@ class LeaseKeeper:
         self._failure: BaseException | None = None
         self._finish = asyncio.Event()  # on the keeper's loop
         self._finishing = False
-        self._abandoning = False
+        self._last: Callable[[], Awaitable[object]] | None = None
+        """What comes before the end of the process, if it is to end."""
         self._asked_at: float | None = None
         """When the home loop was asked whether it runs; written by both, never at once."""
         self._said: set[str] = set()
@@ -78,20 +83,15 @@ class LeaseKeeper:
         if self._failure is not None:
             raise self._failure
 
-    async def finish(self, seconds: float, *, abandon: bool) -> None:
-        """Let go of all leases but those of handlers that run on; return once the others' connections are closed.
-
-        Where the process ends after this, `abandon` gives back these as well. They count no crash then, and may be
-        claimed a moment later, when nothing of this process runs any more.
-        """
+    async def finish(self, seconds: float) -> None:
+        """Let go of all leases but those of handlers that run on; return once the others' connections are closed."""
         if self._thread is None or not self._thread.is_alive():
             return
         left = self._running_on()
-        self._abandoning = abandon
         self._finishing = True  # before the look at the loop: a thread that only begins looks at this after making one
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._finish.set)
-        if left and not abandon:
+        if left:
             log.warning("%d handlers still run; their leases are kept until they end", len(left))
             return
         try:
@@ -101,6 +101,20 @@ class LeaseKeeper:
             log.warning("the thread that keeps the leases did not end within %g s", seconds)
         else:
             self._thread.join()  # all that it does after this is to return
+
+    def end_process(self, last: Callable[[], Awaitable[object]], code: int) -> NoReturn:
+        """End the process, and before that give back the jobs whose handlers run on; `last` comes in between.
+
+        They count no crash, and may be claimed a moment later, when nothing of this process is left. The calling loop
+        runs nothing any more, so it is for nobody else to say when that is.
+        """
+        self._last = last
+        self._finishing = True
+        if self._thread is not None and self._loop is not None and self._thread.is_alive():
+            with suppress(RuntimeError):  # it has ended this moment
+                self._loop.call_soon_threadsafe(self._finish.set)
+            self._thread.join(END_SECONDS)
+        os._exit(code)
 
     def _heard(self) -> None:
         self._asked_at = None
@@ -131,6 +145,8 @@ class LeaseKeeper:
             await self._keep_rest(store)
         finally:
             await store.close()
+        if self._last is not None:
+            await self._last()
 
     async def _keep(self, store: Store, renewals: asyncio.TaskGroup) -> None:
         renewing: asyncio.Task[None] | None = None
@@ -156,25 +172,29 @@ class LeaseKeeper:
     async def _keep_rest(self, store: Store) -> None:
         """After the stop: keep the leases of handlers that run on; when one has ended, give its job back."""
         left = self._running_on()
-        while left:
+        while left and self._last is None:
             self._finish.clear()
-            if not self._abandoning:
-                await self._rest(self._tick)
+            await self._rest(self._tick)
             for pool, attempt in left:
-                if not attempt.lost and (self._abandoning or not self._runs(attempt)):
+                if not attempt.lost and not self._runs(attempt):
                     attempt.lost = True
-                    await self._give_back(store, pool, attempt)
+                    await self._give_back(store, pool, [attempt])
             left = [(pool, attempt) for pool, attempt in left if not attempt.lost]
             due = [(pool, attempt) for pool, attempt in left if attempt.renew_at <= time.monotonic()]
             if due:
                 await self._renew(store, due)
+        if self._last is not None:
+            for pool in self._pools:
+                rest = [attempt for of_pool, attempt in left if of_pool is pool]
+                for first in range(0, len(rest), MOST_JOBS):
+                    await self._give_back(store, pool, rest[first : first + MOST_JOBS], after_ms=ABANDONED_MS)
 
-    async def _give_back(self, store: Store, pool: Pool, attempt: Attempt) -> None:
+    async def _give_back(self, store: Store, pool: Pool, attempts: list[Attempt], *, after_ms: int = 0) -> None:
+        leases = [(attempt.job.id, attempt.job.token) for attempt in attempts]
         try:
-            after_ms = ABANDONED_MS if self._runs(attempt) else 0
-            await store.release(pool.queue, [(attempt.job.id, attempt.job.token)], after_ms=after_ms)
+            await store.release(pool.queue, leases, after_ms=after_ms)
         except (StoreUnavailable, ProtocolError) as error:
-            log.warning("%s %s: not given back: %s; its lease runs out", pool.queue.name, attempt.job.id, error)
+            log.warning("%s: %d jobs not given back: %s; their leases run out", pool.queue.name, len(leases), error)
 
     async def _rest(self, seconds: float) -> bool:
         """Whether it is time to finish."""

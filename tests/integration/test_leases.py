@@ -222,6 +222,23 @@ async def block() -> None:
         except asyncio.CancelledError:
             print("swallowed", flush=True)
 """,
+    "thread, and a lifespan that fails": """
+import time
+from contextlib import asynccontextmanager
+from aioflow import Service
+
+@asynccontextmanager
+async def resources(runtime):
+    yield
+    raise ValueError("at its end")
+
+service = Service("demo", lifespan=resources)
+
+@service.task(lease=30.0, timeout=None)
+def block() -> None:
+    print("starts", flush=True)
+    time.sleep(600)
+""",
     "thread": """
 import time
 from aioflow import Service
@@ -258,7 +275,7 @@ async def test_serve_ends_in_time_although_a_handler_runs_on_and_its_job_goes_ba
         async with Runtime([service], redis=valkey.url, namespace=namespace, workers=False) as submitter:
             handle = await submitter.submit(block)
             await said_times(serve, "starts", 1)
-            assert await serve.stop(seconds=0.5 + 2 + 1) == 0
+            assert await serve.stop(seconds=0.5 + 2 + 1) == (1 if "fails" in how else 0)
             assert (serve.said.count("swallowed") >= 1) is (how == "swallows")
             async with Runtime([service], redis=valkey.url, namespace=namespace):
                 await handle.result(10)
