@@ -172,7 +172,7 @@ class Client:
             envelope = codec.encode_payload(task, payload)
         if priority is not DEFAULT_PRIORITY:
             priority = check_priority(f"submit {task.full_name}", priority)
-        due = "0" if at is None and not delay else due_of(task.full_name, delay, at)
+        due = "0" if at is None and delay == 0.0 else due_of(task.full_name, delay, at)
         found_id = new_id() if job_id is None else check_new_id(job_id)
         if self._submitter is None:
             raise ConfigError(f"submit {task.full_name}: the runtime is not running")

@@ -95,3 +95,12 @@ class CodecError(AioflowError):
 
 class ProtocolError(AioflowError):
     """A script answered what it should not: a bug in aioflow or foreign data under its keys."""
+
+
+def plain(error: BaseException) -> Exception:
+    """What a handler raised; what would end the loop or cannot be raised into a future becomes a RuntimeError."""
+    if isinstance(error, Exception) and not isinstance(error, StopIteration):
+        return error
+    carried = RuntimeError(repr(error))
+    carried.__cause__ = error
+    return carried

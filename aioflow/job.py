@@ -23,7 +23,6 @@ T = TypeVar("T")
 
 LONGEST_ID = 200
 MOST_PROGRESS = 10_000
-JOB_LOGGER = "aioflow.job"
 EMITTED_ID = re.compile(r"[a-z][a-z0-9_-]*\.[a-z][a-z0-9_-]*-\d+-\d+")
 """Source queue and sequence, as lua/queue/relay.lua makes it."""
 
@@ -112,7 +111,7 @@ class Job:
     @property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:
         """A logger whose lines carry the task, the job's id and the attempt."""
-        return JobLog(logging.getLogger(f"{JOB_LOGGER}.{self.task}"), {"job_id": self.id, "attempt": self.attempt})
+        return JobLog(logging.getLogger(f"aioflow.job.{self.task}"), {"job_id": self.id, "attempt": self.attempt})
 
     def progress(self, value: Any) -> None:
         """Say how far the job is: any value that JSON can carry, up to 10,000 bytes; the last one counts.

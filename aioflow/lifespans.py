@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack
+from contextvars import Context
 from typing import Any
 
 from aioflow.service import Service
@@ -28,16 +29,20 @@ class Lifespans:
         self._leave = asyncio.Event()
 
     async def enter(
-        self, services: Iterable[Service], runtime: Any, ended: Callable[[asyncio.Task[None]], None]
+        self,
+        services: Iterable[Service],
+        runtime: Any,
+        ended: Callable[[asyncio.Task[None]], None],
+        context: Context,
     ) -> None:
-        """Enter them in order. Raises what a lifespan raises; those before it are left then.
+        """Enter them in order, in that context. Raises what a lifespan raises; those before it are left then.
 
         `ended` is told when they end, also where one of them fails while the runtime runs.
         """
         having = [service for service in services if service.lifespan is not None]
         if not having:
             return
-        task = self._task = asyncio.create_task(self._hold(having, runtime), name="aioflow lifespans")
+        task = self._task = asyncio.create_task(self._hold(having, runtime), name="aioflow lifespans", context=context)
         waiting = asyncio.create_task(self._entered.wait(), name="aioflow lifespans entered")
         try:
             await asyncio.wait([task, waiting], return_when=asyncio.FIRST_COMPLETED)

@@ -13,7 +13,7 @@ DEFAULT_PRIORITY = 4
 LONGEST_WAIT = 366 * 86_400.0
 """Seconds that a job may be put off."""
 PAYLOAD_LIMIT = 1 << 20
-MOST_PAYLOAD_LIMIT = 32 << 20
+MOST_PAYLOAD_LIMIT = 8 << 20
 """Bytes of one payload or result: by default, and the most that a task may say."""
 
 

@@ -201,7 +201,7 @@ class Runtime(Client):
         )
         self._spawn(inbox.run(), "channel")
         declarations.live_runtimes.append(self)
-        await self._lifespans.enter(self.services.values(), self, self._loop_ended)
+        await self._lifespans.enter(self.services.values(), self, self._loop_ended, self._context.copy())
         if self._workers is not False:
             self._start_workers(store, url)
         if self._clock is not None:

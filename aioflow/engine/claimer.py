@@ -47,6 +47,7 @@ class Claimer:
         self._token_prefix = runtime_id
         self._runners = runners
         self._claims = 0
+        self._blocks_for = 0.0  # the blocking pop that is under way
         self._look = True  # there may be jobs to claim
         self._bell_heard = False  # a token was taken, or a job is due, and nobody has looked since
         self._stopping = False
@@ -65,7 +66,7 @@ class Claimer:
     @property
     def healthy(self) -> bool:
         """Whether it claimed or waited in order lately; a full pool is in order."""
-        stale_after = max(STALE_SECONDS, 3 * self._block_seconds())
+        stale_after = max(STALE_SECONDS, 3 * self._blocks_for)
         return self._pool.free == 0 or time.monotonic() - self._progress_at < stale_after
 
     async def run(self) -> None:
@@ -161,7 +162,8 @@ class Claimer:
 
     async def _hear_bell(self) -> None:
         try:
-            self._bell_heard = await self._store.wait_bell(self._queue, self._block_seconds())
+            self._blocks_for = self._block_seconds()
+            self._bell_heard = await self._store.wait_bell(self._queue, self._blocks_for)
             self._progress_at = time.monotonic()
         except (StoreUnavailable, ProtocolError) as error:
             await self._setback(error)

@@ -155,9 +155,12 @@ class SocketWire:
 
     async def close(self) -> None:
         """End the calls that are under way, which hear what later ones do, and close every connection."""
+        if self._closed:
+            return
         self._closed = True
         for deadline in self._deadlines:
-            deadline.reschedule(0.0)
+            if not deadline.expired():
+                deadline.reschedule(0.0)
         for _ in range(self._connections):
             await self._free.acquire()
         while self._idle:

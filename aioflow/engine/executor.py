@@ -17,7 +17,7 @@ from aioflow.engine import codec
 from aioflow.engine.attempt import Attempt, Stop
 from aioflow.engine.processes import ProcessPool
 from aioflow.engine.records import Leased
-from aioflow.errors import CodecError
+from aioflow.errors import CodecError, plain
 from aioflow.job import Failure, Job, Note
 from aioflow.policy import Discard, Retry, RetryLater
 from aioflow.service import Middleware, Signature, Task
@@ -173,15 +173,6 @@ class Executor:
     def _failure(self, name: str, message: str, leased: Leased, error: Exception | None = None) -> Failure:
         text = "" if error is None else "".join(traceback.format_exception(error))
         return Failure(name, message, text, leased.attempt, self._worker)
-
-
-def plain(error: BaseException) -> Exception:
-    """What a handler raised; what would end the loop or cannot be raised into a future becomes a RuntimeError."""
-    if isinstance(error, Exception) and not isinstance(error, StopIteration):
-        return error
-    carried = RuntimeError(repr(error))
-    carried.__cause__ = error
-    return carried
 
 
 def text_of(error: Exception) -> str:

@@ -16,6 +16,7 @@ import multiprocessing
 import os
 import pickle
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +30,8 @@ from typing import Any
 
 from aioflow.commit import Commit, Effect
 from aioflow.engine.codec import encode_emit
-from aioflow.job import JOB_LOGGER, Job
+from aioflow.errors import plain
+from aioflow.job import Job
 from aioflow.service import Task
 
 log = logging.getLogger(__name__)
@@ -85,24 +87,26 @@ class Worker:
         theirs.close()
 
     def call(self, message: bytes, note: Callable[[bytes], None], seconds: float | None = None) -> bytes:
-        """Send a call and wait for its answer, `seconds` at most for each message. Raises ProcessDied."""
+        """Send a call and wait for its answer, `seconds` at most. Raises ProcessDied."""
+        ends = None if seconds is None else time.monotonic() + seconds
         try:
             self.connection.send_bytes(message)
             while True:
-                if not self.connection.poll(seconds):
-                    self.end()
+                if not self.connection.poll(None if ends is None else max(0.0, ends - time.monotonic())):
                     raise ProcessDied(f"the process of the handler did not come up within {seconds:g} s")
                 told = self.connection.recv_bytes()
-                match told[:1]:
-                    case b"n":
-                        note(told[1:])
-                    case b"l":
-                        log_again(told[1:])
-                    case _:
-                        return told[1:]
+                if told.startswith(NOTE):
+                    note(told.removeprefix(NOTE))
+                elif told.startswith(LOG):
+                    log_again(told.removeprefix(LOG))
+                else:
+                    return told.removeprefix(ANSWER)
         except (EOFError, OSError) as error:
             self.end()
             raise ProcessDied(f"the process of the handler died, exit code {self.process.exitcode}") from error
+        except BaseException:
+            self.end()  # or it would run on beside the job's next attempt
+            raise
 
     def end(self) -> None:
         """Kill the process and wait for its end."""
@@ -162,8 +166,7 @@ class ProcessPool:
         busy = Busy()
         loop = asyncio.get_running_loop()
         told = partial(loop.call_soon_threadsafe, begin)
-        levels = logging.getLogger().level, logging.getLogger(JOB_LOGGER).getEffectiveLevel()
-        start = pickle.dumps((handler.__module__, *levels))
+        start = pickle.dumps((handler.__module__, log_levels()))
         mark = mark_of(job.id, job.attempt)
 
         def note(noted: bytes) -> None:
@@ -237,12 +240,19 @@ def log_again(packed_record: bytes) -> None:
     """Log in this process what was logged in a handler's."""
     try:
         record: logging.LogRecord = pickle.loads(packed_record)  # noqa: S301 - from our own process
-    except Exception as error:  # noqa: BLE001 - a class may do anything when it is unpickled
-        log.warning("what a handler has logged in its process cannot be read: %r", error)
-        return
-    logger = logging.getLogger(record.name)
-    if logger.isEnabledFor(record.levelno):
-        logger.handle(record)
+        logger = logging.getLogger(record.name)
+        if logger.isEnabledFor(record.levelno):
+            logger.handle(record)
+    except Exception as error:  # noqa: BLE001 - a class may do anything when it is unpickled, and a filter as well
+        log.warning("what a handler has logged in its process cannot be logged here: %r", error)
+
+
+def log_levels() -> dict[str, int]:
+    """The levels that loggers of this process have been given; "" is the root's."""
+    loggers = {"": logging.getLogger(), **logging.getLogger().manager.loggerDict}
+    return {
+        name: logger.level for name, logger in loggers.items() if isinstance(logger, logging.Logger) and logger.level
+    }
 
 
 # ---- in the process
@@ -256,8 +266,14 @@ class ToParent(QueueHandler):
         self._tell = tell
 
     def enqueue(self, record: logging.LogRecord) -> None:
-        """Send a record that `prepare` has made fit for it."""
-        self._tell(LOG + pickle.dumps(record))
+        """Send a record that `prepare` has made fit for it; without its extras where these cannot be packed."""
+        try:
+            packed_record = pickle.dumps(record)
+        except Exception:  # noqa: BLE001 - a class may do anything when it is pickled
+            usual = logging.makeLogRecord({}).__dict__.keys()
+            record = logging.makeLogRecord({name: record.__dict__[name] for name in usual})
+            packed_record = pickle.dumps(record)
+        self._tell(LOG + packed_record)
 
 
 def answer_calls(connection: Connection) -> None:
@@ -271,10 +287,10 @@ def answer_calls(connection: Connection) -> None:
             connection.send_bytes(message)
 
     with contextlib.suppress(EOFError):
-        module, level, job_level = pickle.loads(connection.recv_bytes())  # noqa: S301 - from the parent
+        module, levels = pickle.loads(connection.recv_bytes())  # noqa: S301 - from the parent
         logging.getLogger().addHandler(ToParent(tell))
-        logging.getLogger().setLevel(level)
-        logging.getLogger(JOB_LOGGER).setLevel(job_level)
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
         with contextlib.suppress(Exception):  # the call says what is wrong with it
             importlib.import_module(module)
         tell(ANSWER)
@@ -307,8 +323,8 @@ def answer_call(call: Call, tell: Callable[[bytes], None]) -> Answer:
     job = Job(call.job_id, call.attempt, commit, None, task.full_name, lambda _, told: tell(mark + told))
     try:
         result = task.handler(*task.signature.arguments(call.payload, job))
-    except Exception as error:  # noqa: BLE001 - carried over to the parent
-        return Answer(None, error, traceback.format_exc(), commit.effects, commit.failure_effects)
+    except BaseException as error:  # noqa: BLE001 - carried over to the parent
+        return Answer(None, plain(error), traceback.format_exc(), commit.effects, commit.failure_effects)
     return Answer(result, None, "", commit.effects, commit.failure_effects)
 
 

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 MOST_ROUNDS = 20
 """Of the last emptying: others may fill the outbox meanwhile."""
 BATCH = 50
-"""Jobs that are read from the outbox at a time; a payload may have a MiB."""
+"""Most jobs that are read from the outbox at a time; fewer where they are large."""
 MOST_NAMES = 1000
 """Tasks of others that are looked at."""
 LONGEST_PAUSE = 2.0
@@ -41,7 +41,7 @@ class Relay:
         self.wanted = asyncio.Event()
         """Set by whoever knows that something lies in the outbox."""
         self._refusals = 0  # one after another
-        self._count = BATCH
+        self._count = 1
         self._known = set(served)
         self._unknown: set[str] = set()
 
@@ -49,11 +49,12 @@ class Relay:
         return f"<Relay {self._queue.name} refusals={self._refusals}>"
 
     def emitted(self, tasks: set[str]) -> None:
-        """Jobs of these tasks have been emitted; some of them may lie in the outbox."""
+        """Jobs of these tasks have been emitted; those of other services lie in the outbox."""
         if len(self._known) < MOST_NAMES:
             self._unknown |= tasks - self._known
             self._known |= tasks
-        self.wanted.set()
+        if self._unknown or any(not task.startswith(f"{self._queue.service}.") for task in tasks):
+            self.wanted.set()
 
     async def run(self) -> None:
         """Relay until cancelled."""
@@ -87,13 +88,17 @@ class Relay:
                 return
 
     async def _look_at(self, task: str) -> None:
-        if not await self._store.runners(Queue(self._queue.namespace, *task.split("."))):
-            log.warning("%s: it emits jobs of %s, which no live runtime serves; they wait", self._queue.name, task)
         self._unknown.discard(task)
+        if not (await self._store.overview(Queue(self._queue.namespace, *task.split(".")))).runtimes:
+            log.warning("%s: it emits jobs of %s, which no live runtime serves; they wait", self._queue.name, task)
 
     async def _some(self) -> bool:
         """Relay the first of the outbox; whether there may be more."""
-        found = await self._store.outbox(self._queue, self._count)
+        try:
+            found = await self._store.outbox(self._queue, self._count)
+        except StoreUnavailable:
+            self._count = max(1, self._count // 2)  # so many may be more than an answer brings in time
+            raise
         emitted = bounded(found)
         # Or the rest of an outbox of large jobs would be read again with every call.
         self._count = len(emitted) if len(emitted) < len(found) else min(BATCH, 2 * self._count)

@@ -34,7 +34,7 @@ class Results:
         A timeout of 0 looks once.
         """
         if timeout is not None and timeout <= 0:
-            finished = await self._store.await_result(queue, job_id, inbox.channel)
+            finished = await self._store.look(queue, job_id)
             if finished is None:
                 raise ResultTimeout(job_id, 0.0)
             return finished

@@ -43,6 +43,10 @@ RUNNER_MS = 15_000
 """A runtime that was noted before is gone: reap notes it every 10 s, when its turn comes."""
 
 
+RECEIPT_WIRES = 3
+"""As many flushes of one durability may be under way: two of single submits and one of many."""
+
+
 class Store(Caller):
     """Typed calls to the queue's scripts. Every method raises StoreUnavailable and ProtocolError."""
 
@@ -210,10 +214,6 @@ class Store(Caller):
         next_ms = self.clock.wait_ms(now_ms, deadline_ms) if deadline_ms else None
         return replace(about, judged=True, next_ms=next_ms, jobs=int(judged[1]), dead=int(judged[2]))
 
-    async def runners(self, queue: Queue) -> int:
-        """How many runtimes look after a queue, about."""
-        return int(await self._command(lambda: self.redis.zcard(queue.keys["runners"])))
-
     async def leave(self, queue: Queue, runner: str) -> None:
         """Note that a runtime looks after a queue no more."""
         await self._command(lambda: self.redis.zrem(queue.keys["runners"], runner))
@@ -295,6 +295,15 @@ class Store(Caller):
         return None if reply == 1 else parse_result(reply)
 
     # ---- plain reads and small writes
+
+    async def look(self, queue: Queue, job_id: str) -> tuple[State, bytes] | None:
+        """(state, result) of a finished job; None: it has not finished. Raises NotFound."""
+        row: Any = await self._command(lambda: self.redis.hget(queue.keys["results"], job_id))
+        if row is not None:
+            return parse_result(row)
+        if not await self._command(lambda: self.redis.hexists(queue.keys["jobs"], job_id)):
+            raise NotFound(queue.name, job_id)
+        return None
 
     async def page(
         self, key: str, since: int, until: int, limit: int, after: tuple[int, str] | None
@@ -442,7 +451,7 @@ class Store(Caller):
         """Connections of its own for each durability: one that waits for replicas holds up no other."""
         wire = self._receipt_wires.get(durability)
         if wire is None:
-            wire = self._receipt_wires[durability] = self._clients.wire(2)
+            wire = self._receipt_wires[durability] = self._clients.wire(RECEIPT_WIRES)
         return wire
 
     async def _carry(self, commands: list[Command], wire: Wire, rides: Sequence[Ride]) -> list[Any] | None:

@@ -8,7 +8,7 @@
 -- Cost: O(log n) per job
 local jobs, ready, scheduled, running, started, claims, config, bell = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8]
 local clock_ms, count, lease_ms, token, budget, most_crashes = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6])
-local CHUNK = 50
+local MOST_CHUNK = 16
 
 if count < 1 or count > 1000 then
   return redis.error_reply('PROTOCOL claim takes 1 to 1000 jobs')
@@ -28,12 +28,16 @@ if redis.call('HGET', config, 'paused') == '1' then
 end
 promote(1000)
 
--- Envelopes are read a chunk at a time, so that a line of large ones does not read more than the budget and a chunk.
+-- Envelopes are read in chunks that grow while they are small, so that a line of large ones reads one, or a few.
 local line = redis.call('ZRANGE', ready, 0, count - 1, 'WITHSCORES')
 local ids, places, envelopes, claimed, bytes = {}, {}, {}, 0, 0
-for first = 1, #line, 2 * CHUNK do
+local first, chunk_size = 1, 1
+for _ = 1, count do
+  if first > #line then
+    break
+  end
   local chunk, length = {}, 0
-  for at = first, math.min(first + 2 * CHUNK - 2, #line - 1), 2 do
+  for at = first, math.min(first + 2 * chunk_size - 2, #line - 1), 2 do
     length = length + 1
     chunk[length] = line[at]
   end
@@ -48,6 +52,8 @@ for first = 1, #line, 2 * CHUNK do
   if bytes > budget then
     break
   end
+  first = first + 2 * chunk_size
+  chunk_size = math.min(2 * chunk_size, MOST_CHUNK)
 end
 
 local before = {}

@@ -29,6 +29,10 @@ class Unpacked(Exception):
         super().__init__(f"{first} {second}")
 
 
+class OutOfOrder(BaseException):
+    """What is no Exception."""
+
+
 class Odd:
     """What can be packed and not unpacked."""
 
@@ -62,6 +66,8 @@ def effects(what: str, job: Job) -> int:
             raise Discard("not wanted")
         case "raise":
             raise ValueError("in the process")
+        case "base":
+            raise OutOfOrder("no Exception")
         case "odd":
             raise Unpacked("a", "b")
         case "exit":
@@ -76,6 +82,7 @@ def talk(seconds: float, job: Job) -> None:
     job.log.info("at %s", "half", extra={"page": 7})
     logging.getLogger("elsewhere").debug("not wanted")
     logging.getLogger("elsewhere").error("also heard", extra={"odd": Odd()})
+    logging.getLogger("elsewhere").error("without its extras", extra={"made": lambda: 1})
     try:
         job.commit.hset("", "", "")
     except ConfigError:

@@ -64,6 +64,7 @@ async def test_no_more_processes_than_the_tasks_concurrency(runtime: Runtime) ->
         ("discard", "Discard: not wanted", b"1", None),
         ("raise", "ValueError: in the process", None, b"1"),
         ("odd", "RuntimeError: .*Unpacked", None, b"1"),
+        ("base", "RuntimeError: OutOfOrder", None, b"1"),
         ("exit", "ProcessDied: .* exit code 3", None, None),
     ],
 )
@@ -94,12 +95,13 @@ async def test_progress_and_logs_come_through(runtime: Runtime, caplog: pytest.L
         return (await handle.status()).progress
 
     assert await wait_until(noted, 20) == b'"half"'
-    await wait_until(lambda: len(caplog.records) >= 3)
+    await wait_until(lambda: len(caplog.records) >= 4)
     await handle.cancel()
-    said, unread, failed = caplog.records[:3]
+    said, unread, bare, failed = caplog.records[:4]
     assert (said.name, said.getMessage()) == ("aioflow.job.cpu.talk", f"{handle.id} attempt 1: at half")
     assert (said.job_id, said.page) == (handle.id, 7)  # type: ignore[attr-defined]
-    assert "cannot be read" in unread.getMessage()
+    assert "cannot be logged here" in unread.getMessage()
+    assert (bare.name, bare.getMessage()) == ("elsewhere", "without its extras")
     assert 'job.commit.hset("", "", "")' in failed.getMessage(), "with its traceback"
 
 

@@ -625,6 +625,7 @@ async def test_a_store_that_closes_tells_whoever_calls_and_leaves_no_connection(
         calls += [asyncio.create_task(store.inspect(queue, ["a"]))]
         await asyncio.sleep(0)  # the first waits for its answer, others for the handshake, the last for its connection
         await store.close()
+        await store.close()
         proxy.flow()
         for answer in await asyncio.gather(*calls, store.inspect(queue, ["a"]), return_exceptions=True):
             assert isinstance(answer, StoreUnavailable), answer

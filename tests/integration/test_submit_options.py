@@ -138,6 +138,8 @@ async def test_a_time_that_says_nothing_is_refused_before_anything_is_sent(
         {"delay": float("inf")},
         {"delay": "5"},
         {"delay": timedelta(seconds=5)},
+        {"delay": timedelta(0)},
+        {"delay": None},
         {"at": "2030-01-01T00:00Z"},
         {"priority": 10},
         {"priority": -1},
