@@ -92,9 +92,7 @@ class Worker:
         try:
             self.connection.send_bytes(message)
             while True:
-                if not self.connection.poll(None if ends is None else max(0.0, ends - time.monotonic())):
-                    raise ProcessDied(f"the process of the handler did not come up within {seconds:g} s")
-                told = self.connection.recv_bytes()
+                told = self._receive(ends)
                 if told.startswith(NOTE):
                     note(told.removeprefix(NOTE))
                 elif told.startswith(LOG):
@@ -107,6 +105,11 @@ class Worker:
         except BaseException:
             self.end()  # or it would run on beside the job's next attempt
             raise
+
+    def _receive(self, ends: float | None) -> bytes:
+        if not self.connection.poll(None if ends is None else max(0.0, ends - time.monotonic())):
+            raise ProcessDied("the process of the handler did not come up in time")
+        return self.connection.recv_bytes()
 
     def end(self) -> None:
         """Kill the process and wait for its end."""
