@@ -24,7 +24,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from aioflow import embedded
+from aioflow import Handle, Runtime, Service, StoreUnavailable, embedded
 from aioflow.embedded import EmbeddedServer
 from aioflow.errors import ConfigError
 from tests.waiting import wait_until
@@ -483,6 +483,28 @@ async def test_a_killed_server_is_started_again_once(
     third.end()  # before the stop, which it would take for another death
     assert await second.stop()
     assert await first.stop()
+
+
+async def test_a_runtime_starts_its_server_again(data: Path, namespace: str) -> None:
+    service = Service("demo")
+
+    @service.task()
+    async def work(number: int) -> int:
+        return number
+
+    async def accepted() -> Handle[int] | None:
+        try:
+            return await work.submit(2)
+        except StoreUnavailable:
+            return None
+
+    async with Runtime([service], redis="embedded:", data=str(data), namespace=namespace) as runtime:
+        before = await work.submit(1, delay=0.5)
+        os.kill(int((await runtime.redis.info("server"))["process_id"]), signal.SIGKILL)
+        after = await wait_until(accepted)
+        assert after is not None
+        assert [await before.result(10), await after.result(10)] == [1, 2]
+    assert not is_locked(data)
 
 
 async def test_supervision_logs_each_death_and_recovery_once(

@@ -16,15 +16,88 @@ from typing import Any
 
 import pytest
 
-from aioflow import ConfigError, Job, Retry, Runtime, Service, State
+from aioflow import ConfigError, Handle, Job, Retry, RetryLater, Runtime, Service, State
 from aioflow.engine import lease, scripts
 from aioflow.engine.store import Store
 from tests.integration.test_wait import idle
+from tests.proxy import Proxy
 from tests.serving import ROOT, Serve
 from tests.valkey import Valkey
 from tests.waiting import wait_until
 
 LEASE = 0.6
+
+
+async def test_no_token_is_used_twice(valkey: Valkey, namespace: str) -> None:
+    service = Service("demo")
+    tokens: list[str] = []
+
+    @service.task(concurrency=1)
+    async def work(job: Job) -> None:
+        tokens.append(job.lease.token)
+        if job.attempt < 4:
+            raise RetryLater(0)
+
+    for _ in range(2):
+        async with Runtime([service], redis=valkey.url, namespace=namespace):
+            for _ in range(3):  # some are claimed along with their submit, others for the bell
+                await (await work.submit()).result(5)
+            for handle in [await work.submit() for _ in range(3)]:
+                await handle.result(5)
+    assert len(tokens) == len(set(tokens)) == 2 * 6 * 4
+
+
+async def test_a_lease_begins_when_its_claim_is_sent_and_past_it_nothing_is_started(
+    valkey: Valkey, namespace: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    service = Service("demo")
+    left: list[tuple[int, float]] = []
+
+    @service.task(lease=0.6)
+    async def work(job: Job) -> int:
+        (attempt,) = far._pools[0].running
+        left.append((job.attempt, attempt.lease_until - time.monotonic()))
+        return job.attempt
+
+    async with (
+        Proxy(valkey.socket) as proxy,
+        Runtime([service], redis=valkey.url, namespace=namespace, workers=False) as near,
+        Runtime([service], redis=proxy.url, namespace=namespace) as far,
+    ):
+        await idle(far)
+        proxy.delay = 0.12  # each way
+        assert await (await near.submit(work)).result(5) == 1
+        assert left[0][1] < 0.6 - 2 * 0.12
+        proxy.delay = 0.4
+        handle = await near.submit(work)
+        await wait_until(lambda: "a claim was answered after its lease; 1 jobs go back" in caplog.text)
+        proxy.delay = 0.0
+        await handle.result(10)
+        info = await handle.status()
+        assert (info.failures, info.attempt >= 2) == (0, True)
+        assert len(left) == 2
+        assert left[1][0] == info.attempt, "what came too late was not started"
+
+
+async def test_submits_that_are_under_way_at_the_stop_are_answered(valkey: Valkey, namespace: str) -> None:
+    service = Service("demo")
+
+    @service.task()
+    async def work() -> None: ...
+
+    async with Proxy(valkey.socket) as proxy:
+        runtime = Runtime([service], redis=proxy.url, namespace=namespace, workers=False)
+        await runtime.start()
+        await runtime.submit(work)
+        proxy.delay = 0.05
+        before = len(proxy.links)
+        submitting: list[asyncio.Task[Any]] = [asyncio.create_task(runtime.submit(work)) for _ in range(300)]
+        submitting.append(asyncio.create_task(runtime.submit_many(work, [None] * 100)))
+        await asyncio.sleep(0)
+        await runtime.stop()
+        assert len(proxy.links) <= before
+        for answer in await asyncio.gather(*submitting):
+            assert isinstance(answer, (Handle, list))
 
 
 class Blocking:

@@ -7,6 +7,7 @@ import importlib
 import re
 import shlex
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,14 @@ def session(mark: str) -> list[tuple[str, str]]:
 def matches(printed: str, said: str) -> bool:
     """Whether it prints what is said, where "..." stands for anything."""
     return re.fullmatch(re.escape(said).replace(r"\.\.\.", ".*"), printed) is not None
+
+
+def test_the_two_commands_name_extras_that_there_are_and_the_command_that_is_tested_here() -> None:
+    there = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    venv = "python3 -m venv .venv && .venv/bin/pip install -q -e '.[{}]' && .venv/bin/{}\n"
+    for mark, extras, program in (("serve", "all", "python -m aioflow serve"), ("test", "all,test", "pytest")):
+        assert block(mark) == venv.format(extras, program)
+        assert set(extras.split(",")) <= set(there)
 
 
 async def test_the_curl_lines_print_what_the_readme_says(tmp_path: Path) -> None:
