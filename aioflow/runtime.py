@@ -23,7 +23,7 @@ from typing import Any, NoReturn, Self
 from aioflow import service as declarations
 from aioflow.background import Background
 from aioflow.client import Client
-from aioflow.embedded import EmbeddedServer
+from aioflow.embedded import STOP_SECONDS, EmbeddedServer
 from aioflow.engine.claimer import Claimer
 from aioflow.engine.clock import Clock
 from aioflow.engine.codec import encode_emit
@@ -111,7 +111,8 @@ class Runtime(Client):
         self._claiming: list[asyncio.Task[None]] = []
         self._loops: list[asyncio.Task[None]] = []
         self.ends_with_process = False
-        """Set by whoever calls `end_process` after the stop, where handlers have taken no notice of it."""
+        """Set by whoever calls `end_process` where the stop leaves handlers that take no notice of it."""
+        self.leaves_handlers = False
         self._context = contextvars.copy_context()
         self._context.run(declarations.running_in.set, self)
         self._lifespans = Lifespans()
@@ -351,18 +352,19 @@ class Runtime(Client):
             await self._store.close()
             self._store = None
         self._results = self._inbox = None
-        if self._embedded is not None and not (self.ends_with_process and self.running_on()):
+        self.leaves_handlers = self.running_on() > 0
+        if self._embedded is not None and not (self.ends_with_process and self.leaves_handlers):
             await self._embedded.stop()
 
     def end_process(self, code: int) -> NoReturn:
-        """After the stop: end the process with this exit code, and give back the jobs of handlers that run on."""
-
-        async def last() -> None:
-            if self._embedded is not None:
-                await self._embedded.stop()
-
+        """After the stop: give back the jobs of handlers that run on, and end the process with this exit code."""
         if self._keeper is not None:
-            self._keeper.end_process(last, code)
+            self._keeper.abandon()
+        if self._embedded is not None:
+            # In a thread and a loop of its own: this one runs nothing any more.
+            stopping = threading.Thread(target=asyncio.run, args=(self._embedded.stop(),), daemon=True)
+            stopping.start()
+            stopping.join(STOP_SECONDS + CANCEL_SECONDS)
         os._exit(code)
 
     def scale(self, by: int) -> None:

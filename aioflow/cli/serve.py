@@ -134,8 +134,10 @@ class Server:
         for number, by in ((signal.SIGTTIN, 1), (signal.SIGTTOU, -1)):
             loop.add_signal_handler(number, self._runtime.scale, by)
         runtime = self._runtime
+        failed = True
         try:
             if not await self._started(runtime):
+                failed = False
                 return 0
             with self._named_in_pid_file():
                 ingress = await self._open_ingress()
@@ -144,22 +146,22 @@ class Server:
                 if ingress is not None:
                     await self._close(ingress)
         finally:
-            await self._stop_runtime(runtime)
+            await self._stop_runtime(runtime, failed)
             if self._listener is not None:
                 self._listener.close()
         return 1 if failed else 0
 
-    async def _stop_runtime(self, runtime: Runtime) -> None:
-        code = 1 if runtime.failed.is_set() else 0
+    async def _stop_runtime(self, runtime: Runtime, failed: bool) -> None:
+        code = 1
         try:
             await runtime.stop()
+            code = 1 if failed or runtime.failed.is_set() else 0
         except BaseException:
-            code = 1
-            if runtime.running_on():
+            if runtime.leaves_handlers:  # else it is said by whoever hears of it
                 log.exception("the stop failed")
             raise
         finally:
-            if runtime.running_on():
+            if runtime.leaves_handlers or runtime.running_on():
                 # asyncio would wait for them before the process ends.
                 log.warning("%d handlers took no notice of the stop; they end with the process", runtime.running_on())
                 logging.shutdown()

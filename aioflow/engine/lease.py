@@ -16,14 +16,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import NoReturn
 
 from aioflow.engine.attempt import Attempt, Stop
 from aioflow.engine.keys import Queue
@@ -64,8 +62,7 @@ class LeaseKeeper:
         self._failure: BaseException | None = None
         self._finish = asyncio.Event()  # on the keeper's loop
         self._finishing = False
-        self._last: Callable[[], Awaitable[object]] | None = None
-        """What comes before the end of the process, if it is to end."""
+        self._abandoning = False
         self._asked_at: float | None = None
         """When the home loop was asked whether it runs; written by both, never at once."""
         self._said: set[str] = set()
@@ -102,19 +99,17 @@ class LeaseKeeper:
         else:
             self._thread.join()  # all that it does after this is to return
 
-    def end_process(self, last: Callable[[], Awaitable[object]], code: int) -> NoReturn:
-        """End the process, and before that give back the jobs whose handlers run on; `last` comes in between.
+    def abandon(self) -> None:
+        """Give back the jobs of handlers that run on, directly before the process ends; waits for the thread's end.
 
-        They count no crash, and may be claimed a moment later, when nothing of this process is left. The calling loop
-        runs nothing any more, so it is for nobody else to say when that is.
+        They count no crash, and may be claimed a moment later, when nothing of this process is left. The home loop runs
+        nothing meanwhile, so that no handler can put that off.
         """
-        self._last = last
-        self._finishing = True
+        self._abandoning = self._finishing = True
         if self._thread is not None and self._loop is not None and self._thread.is_alive():
             with suppress(RuntimeError):  # it has ended this moment
                 self._loop.call_soon_threadsafe(self._finish.set)
             self._thread.join(END_SECONDS)
-        os._exit(code)
 
     def _heard(self) -> None:
         self._asked_at = None
@@ -145,8 +140,6 @@ class LeaseKeeper:
             await self._keep_rest(store)
         finally:
             await store.close()
-        if self._last is not None:
-            await self._last()
 
     async def _keep(self, store: Store, renewals: asyncio.TaskGroup) -> None:
         renewing: asyncio.Task[None] | None = None
@@ -172,7 +165,7 @@ class LeaseKeeper:
     async def _keep_rest(self, store: Store) -> None:
         """After the stop: keep the leases of handlers that run on; when one has ended, give its job back."""
         left = self._running_on()
-        while left and self._last is None:
+        while left and not self._abandoning:
             self._finish.clear()
             await self._rest(self._tick)
             for pool, attempt in left:
@@ -183,7 +176,7 @@ class LeaseKeeper:
             due = [(pool, attempt) for pool, attempt in left if attempt.renew_at <= time.monotonic()]
             if due:
                 await self._renew(store, due)
-        if self._last is not None:
+        if self._abandoning:
             for pool in self._pools:
                 rest = [attempt for of_pool, attempt in left if of_pool is pool]
                 for first in range(0, len(rest), MOST_JOBS):
