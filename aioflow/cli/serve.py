@@ -74,8 +74,13 @@ def serve(
 
 def end(reason: str) -> NoReturn:
     """One line and exit code 2."""
-    print(f"aioflow: {reason}", file=sys.stderr)  # noqa: T201 - what the command says
-    sys.exit(2)
+    sys.exit(say(reason))
+
+
+def say(reason: str) -> int:
+    """One line; the exit code for it."""
+    print(f"aioflow: {reason}", file=sys.stderr, flush=True)  # noqa: T201 - what the command says
+    return 2
 
 
 def bind(settings: Settings) -> socket.socket:
@@ -134,10 +139,9 @@ class Server:
         for number, by in ((signal.SIGTTIN, 1), (signal.SIGTTOU, -1)):
             loop.add_signal_handler(number, self._runtime.scale, by)
         runtime = self._runtime
-        failed = True
+        failure: BaseException | None = None
         try:
             if not await self._started(runtime):
-                failed = False
                 return 0
             with self._named_in_pid_file():
                 ingress = await self._open_ingress()
@@ -145,25 +149,30 @@ class Server:
                 failed = await self._until_stop(runtime)
                 if ingress is not None:
                     await self._close(ingress)
+        except BaseException as error:
+            failure = error
+            raise
         finally:
-            await self._stop_runtime(runtime, failed)
+            await self._stop_runtime(runtime, failure)
             if self._listener is not None:
                 self._listener.close()
         return 1 if failed else 0
 
-    async def _stop_runtime(self, runtime: Runtime, failed: bool) -> None:
-        code = 1
+    async def _stop_runtime(self, runtime: Runtime, failure: BaseException | None) -> None:
         try:
             await runtime.stop()
-            code = 1 if failed or runtime.failed.is_set() else 0
-        except BaseException:
-            if runtime.leaves_handlers:  # else it is said by whoever hears of it
-                log.exception("the stop failed")
+        except BaseException as error:
+            failure = failure or error
             raise
         finally:
             if runtime.leaves_handlers or runtime.running_on():
                 # asyncio would wait for them before the process ends.
                 log.warning("%d handlers took no notice of the stop; they end with the process", runtime.running_on())
+                code = 1 if runtime.failed.is_set() or failure is not None else 0
+                if isinstance(failure, AioflowError):
+                    code = say(str(failure))
+                elif failure is not None:
+                    log.error("serve failed", exc_info=failure)
                 logging.shutdown()
                 runtime.end_process(code)
 

@@ -110,6 +110,8 @@ class LeaseKeeper:
             with suppress(RuntimeError):  # it has ended this moment
                 self._loop.call_soon_threadsafe(self._finish.set)
             self._thread.join(END_SECONDS)
+            if self._thread.is_alive():
+                log.warning("redis does not answer: the jobs that still run are not given back; their leases run out")
 
     def _heard(self) -> None:
         self._asked_at = None

@@ -254,7 +254,9 @@ def log_levels() -> dict[str, int]:
     """The levels that loggers of this process have been given; "" is the root's."""
     loggers = {"": logging.getLogger(), **logging.getLogger().manager.loggerDict}
     return {
-        name: logger.level for name, logger in loggers.items() if isinstance(logger, logging.Logger) and logger.level
+        name: logger.level
+        for name, logger in loggers.items()
+        if isinstance(logger, logging.Logger) and (logger.level or not name)
     }
 
 

@@ -88,8 +88,13 @@ class Relay:
                 return
 
     async def _look_at(self, task: str) -> None:
+        try:
+            overview = await self._store.overview(Queue(self._queue.namespace, *task.split(".")))
+        except ProtocolError:
+            self._unknown.discard(task)  # another look would find the same
+            raise
         self._unknown.discard(task)
-        if not (await self._store.overview(Queue(self._queue.namespace, *task.split(".")))).runtimes:
+        if not overview.runtimes:
             log.warning("%s: it emits jobs of %s, which no live runtime serves; they wait", self._queue.name, task)
 
     async def _some(self) -> bool:

@@ -39,10 +39,15 @@ class Place:
 
 def parse(url: str) -> Place:
     """Read a URL. Raises ConfigError, which shows nothing of what may be a password."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        parts = urlsplit(f"{SCHEME}:")
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     account, _, hosts = parts.netloc.rpartition("@")
     found = [HOST.fullmatch(host) for host in hosts.split(",")]
+    if any(host and int(host["port"] or DEFAULT_PORT) > 65535 for host in found):
+        found = [None]
     name, _, db = parts.path.removeprefix("/").partition("/")
     if None in found or not name or not re.fullmatch("[0-9]*", db) or options.keys() - OPTIONS or parts.fragment:
         raise ConfigError(

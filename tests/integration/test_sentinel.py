@@ -160,7 +160,10 @@ def test_a_url_says_where_the_sentinels_are(url: str, sentinels: list[tuple[str,
     assert (place.sentinels, place.name, place.server) == (sentinels, "main", server)
 
 
-@pytest.mark.parametrize("end", ["", "a", "a/", "a:x/main", "/main", "a,/main", "a/main/x", "a/main?db=1", "a/main#1"])
+@pytest.mark.parametrize(
+    "end",
+    ["", "a", "a/", "a:x/main", "/main", "a,/main", "a/main/x", "a/main?db=1", "a/main#1", "[::1/main", "a:99999/main"],
+)
 def test_another_url_is_refused_and_shows_no_password(end: str) -> None:
     with pytest.raises(ConfigError, match=r"redis\+sentinel://user:password@host:26379") as error:
         check_url(f"redis+sentinel://:secret@{end}")
