@@ -133,6 +133,30 @@ class Job:
             self.note(self.lease, told)
 
 
+@dataclass(slots=True)
+class Batch:
+    """What the handler of a batch task is given about its jobs: a Job for each payload, in the same order."""
+
+    jobs: list[Job]
+    failures: dict[int, Exception] = field(default_factory=dict)
+    """By position: the jobs that `fail` has named."""
+
+    @property
+    def resources(self) -> Any:
+        """What the service's lifespan yielded."""
+        return self.jobs[0].resources
+
+    def fail(self, position: int, error: Exception) -> None:
+        """Let one job fail, as if a handler of its own had raised this; the others are not touched.
+
+        The task's Retry policy, RetryLater and Discard hold for it. Where the handler raises, all of its jobs fail by
+        what it raises. Raises IndexError where there is no such job.
+        """
+        if not 0 <= position < len(self.jobs):
+            raise IndexError(f"the batch has no job {position}, only {len(self.jobs)}")
+        self.failures[position] = error
+
+
 class JobLog(logging.LoggerAdapter[logging.Logger]):
     """Names the job before each message; the JSON log has its id and attempt as fields."""
 

@@ -14,6 +14,7 @@ LONGEST_WAIT = 366 * 86_400.0
 """Seconds that a job may be put off."""
 PAYLOAD_LIMIT = 1 << 20
 MOST_PAYLOAD_LIMIT = 8 << 20
+MOST_BATCH = 1000
 """Bytes of one payload or result: by default, and the most that a task may say."""
 
 
@@ -66,6 +67,32 @@ class Retry:
 
 
 @dataclass(frozen=True, slots=True)
+class Breaker:
+    """When a task is paused because something that its handlers need, such as a database, is away.
+
+    After `failures` attempts in a row that ended by one of the exceptions `on`, the runtime starts no more of its jobs;
+    those that run and fail so, too, are put off without counting a failure, and what they wanted written is dropped.
+    After `wait` seconds, about, one job is tried; where it fails so again, after twice that time, up to `longest`. Any
+    other end of an attempt resumes the task. A time limit of the task itself says nothing about what is away: give
+    calls to it a limit of their own.
+    """
+
+    on: tuple[type[Exception], ...]
+    failures: int = 5
+    wait: float = 1.0
+    longest: float = 30.0
+
+    def __post_init__(self) -> None:
+        kinds = isinstance(self.on, tuple) and all(isinstance(k, type) and issubclass(k, Exception) for k in self.on)
+        if not kinds or not self.on:
+            raise ConfigError(f"{self!r}: on is a tuple of exceptions, such as (OSError,)")
+        if self.failures < 1 or not 0 < self.wait <= self.longest <= LONGEST_WAIT:
+            raise ConfigError(
+                f"{self!r}: failures is at least 1, wait and longest are seconds, above 0, at most 366 days"
+            )
+
+
+@dataclass(frozen=True, slots=True)
 class TaskOptions:
     """How a task's jobs are run and kept. Times are in seconds, sizes in bytes."""
 
@@ -79,6 +106,9 @@ class TaskOptions:
     bound: int | None = 1_000_000
     cpu: bool = False
     payload_limit: int = PAYLOAD_LIMIT
+    breaker: Breaker | None = None
+    batch: int | None = None
+    linger: float = 0.05
 
     def __post_init__(self) -> None:
         problems = [
@@ -95,6 +125,12 @@ class TaskOptions:
                 not 1 <= self.payload_limit <= MOST_PAYLOAD_LIMIT,
                 f"payload_limit={self.payload_limit} is not 1 to {MOST_PAYLOAD_LIMIT:,} bytes",
             ),
+            (
+                self.batch is not None and not 1 <= self.batch <= MOST_BATCH,
+                f"batch={self.batch} is not 1 to {MOST_BATCH}",
+            ),
+            (not 0 <= self.linger <= 60, f"linger={self.linger} is not 0 to 60 seconds"),
+            (self.batch is not None and self.cpu, "batch and cpu do not go together"),
         ]
         wrong = [message for is_wrong, message in problems if is_wrong]
         if wrong:

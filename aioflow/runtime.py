@@ -24,6 +24,7 @@ from aioflow import service as declarations
 from aioflow.background import Background
 from aioflow.client import Client
 from aioflow.embedded import STOP_SECONDS, EmbeddedServer
+from aioflow.engine.breaker import Circuit
 from aioflow.engine.claimer import Claimer
 from aioflow.engine.clock import Clock
 from aioflow.engine.codec import encode_emit
@@ -213,12 +214,13 @@ class Runtime(Client):
         encode = encode_emit({task.full_name: task for task in self._queues}.get)
         for task, queue in self._queues.items():
             resources = self._lifespans.resources.get(task.service.name)
-            middleware = (*self._middleware, *task.service.middleware)
-            executor = Executor(task, resources, self.name, encode, middleware)
+            circuit = Circuit(task.options.breaker, task.full_name) if task.options.breaker else None
+            middleware = (*([circuit] if circuit else ()), *self._middleware, *task.service.middleware)
             relay = Relay(queue, store, [known.full_name for known in self._queues])
             self._relays.append(relay)
             concurrency = task.options.concurrency if self._workers is True else int(self._workers)
-            pool = Pool(task, queue, store, executor, concurrency, alone, relay.emitted)
+            executor = Executor(task, resources, self.name, encode, middleware, concurrency)
+            pool = Pool(task, queue, store, executor, concurrency, alone, relay.emitted, circuit)
             maintenance = Maintenance(queue, task.options, store, relay, self.id)
             claimer = Claimer(pool, store, self.id, maintenance.runners)
             self._pools.append(pool)

@@ -15,6 +15,7 @@ from typing import Any
 from aioflow.commit import Commit, Effect, Encode
 from aioflow.engine import codec
 from aioflow.engine.attempt import Attempt, Stop
+from aioflow.engine.batches import Batches
 from aioflow.engine.processes import ProcessPool
 from aioflow.engine.records import Leased
 from aioflow.errors import CodecError, plain
@@ -74,6 +75,7 @@ class Executor:
         worker: str,
         encode: Encode,
         middleware: Sequence[Middleware] = (),
+        concurrency: int = 1,
     ) -> None:
         self._task = task
         self._signature: Signature = task.signature
@@ -82,6 +84,7 @@ class Executor:
         self._encode = encode
         self._middleware = middleware
         self._processes = ProcessPool() if task.options.cpu else None
+        self._batches = Batches(task, task.options.batch, concurrency) if task.options.batch else None
         self.begin: Callable[[Attempt], None] = lambda _: None
         """Ends the waiting of an attempt; set by the pool."""
 
@@ -128,6 +131,8 @@ class Executor:
         if self._processes is not None:
             attempt.waiting = True
             return self._processes.run(self._task, payload, job, partial(self.begin, attempt))
+        if self._batches is not None:
+            return self._batches.run(attempt, payload, job, partial(self.begin, attempt))
         arguments = self._signature.arguments(payload, job)
         if self._signature.is_async:
             awaited: Awaitable[Any] = self._task.handler(*arguments)
@@ -138,6 +143,8 @@ class Executor:
         """End the processes, if there are any."""
         if self._processes is not None:
             self._processes.close()
+        if self._batches is not None:
+            self._batches.close()
 
     def stopped(self, attempt: Attempt, error: asyncio.CancelledError, job: Job | None = None) -> Outcome:
         """What comes of an attempt that was cancelled; `job`, if its handler had begun."""

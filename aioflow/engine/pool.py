@@ -15,6 +15,7 @@ from typing import Any
 from aioflow.commit import MOST_EFFECTS
 from aioflow.engine import codec
 from aioflow.engine.attempt import Attempt, Stop
+from aioflow.engine.breaker import Circuit
 from aioflow.engine.coalescer import Coalescer
 from aioflow.engine.executor import Abandoned, Again, Dead, Done, Executor, Outcome, Released
 from aioflow.engine.keys import Queue
@@ -43,6 +44,7 @@ class Pool:
         concurrency: int,
         alone: asyncio.Lock,
         emitted: Callable[[set[str]], None],
+        circuit: Circuit | None = None,
     ) -> None:
         self.task = task
         self.queue = queue
@@ -55,6 +57,9 @@ class Pool:
         self.settles: Coalescer[tuple[Attempt, Settlement], None] = Coalescer(f"settle {queue.name}", self._flush)
         self._store = store
         self._alone = alone
+        self._circuit = circuit
+        if circuit is not None:
+            circuit.changed = self._resumed
         self._emitted = emitted
         self._executor = executor
         executor.begin = self._begin
@@ -71,7 +76,8 @@ class Pool:
         """How many more jobs may be claimed."""
         if len(self.settles) >= MOST_UNSETTLED:
             return 0
-        return max(0, min(self.concurrency - len(self._running), MOST_JOBS))
+        most = MOST_JOBS if self._circuit is None else self._circuit.free
+        return max(0, min(self.concurrency - len(self._running), most))
 
     @property
     def running(self) -> list[Attempt]:
@@ -94,6 +100,8 @@ class Pool:
         loop = asyncio.get_running_loop()
         attempts = [Attempt(leased, lease_until, renew_at) for leased in claimed.jobs]
         self._note_start(attempts)
+        if self._circuit is not None:
+            self._circuit.started(attempts)
         for attempt in attempts:
             self.held.add(attempt)
             attempt.task = loop.create_task(self._run(attempt), name=f"{self.queue.name} {attempt.job.id}")
@@ -122,6 +130,8 @@ class Pool:
             raise
         finally:
             self._running.pop(attempt, None)
+            if self._circuit is not None:
+                self._circuit.ended(attempt)
             self.changed()
         settlement = settlement_of(attempt, outcome)
         if settlement is not None:
@@ -182,6 +192,9 @@ class Pool:
         except asyncio.CancelledError as error:
             return self._executor.stopped(attempt, error)
 
+    def _resumed(self) -> None:
+        self.changed()
+
     def _let_go(self, attempt: Attempt) -> None:
         self.held.discard(attempt)
         self.changed()
@@ -234,6 +247,8 @@ class Pool:
     def close(self) -> None:
         """End the processes of its handlers, if there are any."""
         self._executor.close()
+        if self._circuit is not None:
+            self._circuit.close()
 
     def cancel_running(self) -> None:
         """Cancel every handler, because the runtime stops."""

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from aioflow import Retry, Service, Task
+from aioflow import Breaker, Retry, Service, Task
 from aioflow.policy import TaskOptions
 from aioflow.settings import Settings
 from tests.serving import ROOT
@@ -164,6 +164,13 @@ def test_the_table_of_retry_is_retry() -> None:
     policy = Retry()
     values = [(field.name, getattr(policy, field.name)) for field in dataclasses.fields(Retry)]
     assert said == [(name, "(Exception,)" if value == (Exception,) else repr(value)) for name, value in values]
+
+
+def test_the_table_of_breaker_is_breaker() -> None:
+    said = [(name.strip("`"), default.strip("`")) for name, default, _ in rows_of(page("guide.md"), "breaker options")]
+    policy = Breaker(on=(OSError,))
+    values = [(field.name, getattr(policy, field.name)) for field in dataclasses.fields(Breaker)]
+    assert said == [(name, "" if name == "on" else repr(value)) for name, value in values]
 
 
 def test_the_table_of_submit_is_what_submit_takes() -> None:
