@@ -21,7 +21,7 @@ from aioflow.commit import check_priority
 from aioflow.engine import codec, scripts
 from aioflow.engine.inbox import Inbox
 from aioflow.engine.keys import Queue, check_namespace, data_key, runtime_channels
-from aioflow.engine.records import NewJob, Overview, Sizes
+from aioflow.engine.records import MOST_JOBS, NewJob, Overview, Sizes
 from aioflow.engine.results import Results
 from aioflow.engine.store import Store
 from aioflow.engine.submitter import Submitter
@@ -236,7 +236,11 @@ class Client:
         return info
 
     async def inspect_many(self, task: Task[Any, Any] | str, ids: Sequence[str]) -> list[JobInfo | None]:
-        """What is known of up to 1,000 jobs as one moment; None for those of which nothing is kept."""
+        """What is known of up to 1,000 jobs as one moment; None for those of which nothing is kept.
+
+        More are a ConfigError, here as in `requeue_many` and `cancel_many`.
+        """
+        check_count("inspect_many", ids)
         return await self._live_store().inspect(self._queues[self.task(task)], ids) if ids else []
 
     async def wait_result(self, task_name: str, job_id: str, timeout: float | None) -> Any:
@@ -281,11 +285,13 @@ class Client:
 
     async def requeue_many(self, task: Task[Any, Any] | str, jobs: Sequence[JobInfo]) -> list[bool]:
         """Give up to 1,000 dead jobs a new life; False where one is not dead, or not by the death that was seen."""
+        check_count("requeue_many", jobs)
         fences = [(job.id, job.token) for job in jobs]
         return await self._live_store().requeue(self._queues[self.task(task)], fences) if fences else []
 
     async def cancel_many(self, task: Task[Any, Any] | str, ids: Sequence[str]) -> list[int]:
         """Cancel up to 1,000 jobs; per job 2 cancelled, 1 its holder is asked, 0 finished already, -1 unknown."""
+        check_count("cancel_many", ids)
         queue, channels = self._queues[self.task(task)], runtime_channels(self.namespace)
         return await self._live_store().cancel(queue, ids, channels) if ids else []
 
@@ -411,6 +417,12 @@ def scores_of(part: Part, since_ms: int, until_ms: int) -> list[tuple[int, int]]
     """The scores of a time range in a queue's set: in the line of ready jobs, a range for each priority."""
     steps = range(10) if part == "ready" else range(1)
     return [(step * PLACE_STEP + since_ms, step * PLACE_STEP + until_ms) for step in steps]
+
+
+def check_count(what: str, jobs: Sequence[Any]) -> None:
+    """Raise ConfigError where these are more jobs than one call takes."""
+    if len(jobs) > MOST_JOBS:
+        raise ConfigError(f"{what} takes up to {MOST_JOBS:,} jobs, not {len(jobs):,}")
 
 
 def due_of(what: str, delay: float, at: datetime | None) -> str:

@@ -94,7 +94,8 @@ class Executor:
         if attempt.stop is not None:
             return self.stopped(attempt, asyncio.CancelledError())
         commit = Commit(self._task.service.name, self._encode)
-        job = Job(leased.id, leased.attempt, commit, self._resources, self._task.full_name, note, leased)
+        name = self._task.full_name
+        job = Job(leased.id, leased.attempt, commit, self._resources, name, note, leased, attempt.why_end)
         try:
             payload = codec.decode_payload(self._signature.payload, leased.envelope)
         except CodecError as error:

@@ -70,8 +70,8 @@ def load(
 
     Ctrl-C stops submitting and reports; a second one ends at once.
 
-    Exit codes: 0; 1 if a job is missing or cannot be looked up, or if none was
-    accepted; 2 for bad input; 130 if interrupted.
+    Exit codes: 0; 1 if a job is missing or nobody can be asked for it, or if
+    none was accepted; 2 for bad input; 130 if interrupted.
     """
     from aioflow.cli.load.start import Options, start
 
