@@ -187,12 +187,14 @@ class Runtime(Client):
         store = Store(url, name=f"aioflow:{self.id}", queues=len(self._queues) or 1, clock=self._clock)
         self._store = store
         await store.begin(list(self._queues.values()))
+        self._gauge = MemoryGauge(store, self.settings.memory_watermark, self.settings.memory_budget or 0)
+        if not self.settings.allow_eviction:
+            await self._gauge.check_eviction()
         submitter = Submitter(store, self._claimers, self._spawn)
         self.durability = await submitter.choose(self.settings.durability)
         for task, queue in self._queues.items():
             await store.configure(queue, task.options.bound)
         self._submitter = submitter
-        self._gauge = MemoryGauge(store)
         self._results = results = Results(store)
         self._inbox = inbox = Inbox(
             store,
@@ -439,9 +441,13 @@ class Runtime(Client):
         stuck = [repr(claimer) for claimer in self._claimers.values() if not claimer.healthy]
         return f"no progress lately: {', '.join(stuck)}" if stuck else None
 
-    async def memory_share(self) -> float:
-        """used_memory of Redis as a share of its maxmemory, a second old at most."""
-        return 0.0 if self._gauge is None else await self._gauge.share()
+    async def admit(self) -> None:
+        """Ask whether something new may be taken in; routes that submit do so by themselves.
+
+        Raises StoreUnavailable where Redis was fuller than the watermark a second ago at most.
+        """
+        if self._gauge is not None:
+            await self._gauge.admit()
 
     @property
     def resources(self) -> dict[str, Any]:

@@ -53,13 +53,23 @@ def serve(
     grace: Annotated[
         str | None, typer.Option(help="Seconds that running handlers get when stopping", metavar="SECONDS")
     ] = None,
+    allow_eviction: Annotated[
+        bool, typer.Option("--allow-eviction", help="Start although the server may evict accepted jobs")
+    ] = False,
     pid_file: Annotated[Path | None, typer.Option(help="File to write the process id to")] = None,
     log_format: Annotated[str | None, typer.Option(help="text or json")] = None,
 ) -> None:
     """Serve services: HTTP ingress and workers in one process, until SIGTERM or Ctrl-C."""
     try:
         settings = load_settings(
-            host=host, port=port, redis=redis, data=data, workers=workers, grace=grace, log_format=log_format
+            host=host,
+            port=port,
+            redis=redis,
+            data=data,
+            workers=workers,
+            grace=grace,
+            log_format=log_format,
+            allow_eviction=allow_eviction or None,
         )
         set_up_logs(settings.log_format)
         found = find_services(services or [])

@@ -122,6 +122,15 @@ class Emitted:
 
 
 @dataclass(frozen=True, slots=True)
+class Memory:
+    """The server's memory in bytes: in use, and its maxmemory, 0 where it has none."""
+
+    used: int = 0
+    limit: int = 0
+    policy: str = "noeviction"
+
+
+@dataclass(frozen=True, slots=True)
 class Sizes:
     """How many jobs of a queue are in each state, and when the oldest unfinished one was submitted (UTC ms)."""
 

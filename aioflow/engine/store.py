@@ -25,6 +25,7 @@ from aioflow.engine.records import (
     Durability,
     Emitted,
     Leased,
+    Memory,
     NewJob,
     Overview,
     Reaped,
@@ -401,12 +402,12 @@ class Store(Caller):
         """Raise StoreUnavailable unless the server answers."""
         await self._command(lambda: self.redis.execute_command("PING"))
 
-    async def memory_share(self) -> float:
-        """used_memory as a share of maxmemory; 0 where no maxmemory is set."""
+    async def memory(self) -> Memory:
+        """What the server's memory holds, and may."""
         if self.in_memory:
-            return 0.0
-        memory = await self._command(lambda: self.redis.info("memory"))
-        return float(memory["used_memory"]) / memory["maxmemory"] if memory.get("maxmemory") else 0.0
+            return Memory()
+        about = await self._command(lambda: self.redis.info("memory"))
+        return Memory(about["used_memory"], about.get("maxmemory", 0), about.get("maxmemory_policy", "noeviction"))
 
     async def lacks_fsync(self) -> str | None:
         """Why the server gives no receipts of "fsync", and what to change; None where it does."""

@@ -34,7 +34,7 @@ class RuntimeApi(Protocol):
     @property
     def services(self) -> dict[str, Service]: ...
 
-    async def memory_share(self) -> float: ...
+    async def admit(self) -> None: ...
 
     async def ready(self) -> str | None: ...
 
@@ -108,7 +108,6 @@ class Submission:
         self._location = location
         self._runtime = runtime
         self._longest_wait = runtime.settings.longest_wait
-        self._watermark = runtime.settings.memory_watermark
 
     async def answer(self, request: web.Request) -> web.Response:
         """Take the body, submit, and answer with the receipt or, where waited for, with the result."""
@@ -118,10 +117,7 @@ class Submission:
                 f"send application/json, not {request.headers.get('Content-Type', 'a body without a type')}",
             )
         runtime = self._runtime
-        memory_share = await runtime.memory_share()
-        if memory_share > self._watermark:
-            # A limit that was lowered below what is in use would read as thousands of percent.
-            raise Problem(503, f"redis is {min(memory_share, 1.0):.0%} full; nothing new is taken for now")
+        await runtime.admit()
         key = request.headers.get("Idempotency-Key")
         wait = WAIT.search(",".join(request.headers.getall("Prefer", ())))
         handle = await runtime.submit_json(
