@@ -19,6 +19,7 @@ from redis.asyncio import Redis
 
 from aioflow.commit import check_priority
 from aioflow.engine import codec, scripts
+from aioflow.engine.fleet import Fleet
 from aioflow.engine.inbox import Inbox
 from aioflow.engine.keys import Queue, check_namespace, data_key, runtime_channels
 from aioflow.engine.records import MOST_JOBS, NewJob, Overview, Sizes
@@ -294,6 +295,12 @@ class Client:
         check_count("cancel_many", ids)
         queue, channels = self._queues[self.task(task)], runtime_channels(self.namespace)
         return await self._live_store().cancel(queue, ids, channels) if ids else []
+
+    # ---- the runtimes
+
+    def fleet(self) -> Fleet:
+        """Who runs jobs in this namespace, and orders to them."""
+        return Fleet(self._live_store(), self.namespace)
 
     # ---- a queue
 

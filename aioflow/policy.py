@@ -109,6 +109,8 @@ class TaskOptions:
     breaker: Breaker | None = None
     batch: int | None = None
     linger: float = 0.05
+    workers: tuple[int, int] | None = None
+    idle_timeout: float = 60.0
 
     def __post_init__(self) -> None:
         problems = [
@@ -130,6 +132,11 @@ class TaskOptions:
                 f"batch={self.batch} is not 1 to {MOST_BATCH}",
             ),
             (not 0 <= self.linger <= 60, f"linger={self.linger} is not 0 to 60 seconds"),
+            (
+                self.workers is not None and not 0 <= self.workers[0] <= self.workers[1],
+                f"workers={self.workers} is no (min, max)",
+            ),
+            (not 0 < self.idle_timeout <= LONGEST_WAIT, f"idle_timeout={self.idle_timeout} is not above 0"),
             (self.batch is not None and self.cpu, "batch and cpu do not go together"),
         ]
         wrong = [message for is_wrong, message in problems if is_wrong]

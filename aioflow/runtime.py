@@ -16,7 +16,8 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Awaitable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
@@ -28,8 +29,10 @@ from aioflow.engine.breaker import Circuit
 from aioflow.engine.claimer import Claimer
 from aioflow.engine.clock import Clock
 from aioflow.engine.codec import encode_emit
-from aioflow.engine.control import cancel_running
+from aioflow.engine.control import Control
+from aioflow.engine.crew import Crew
 from aioflow.engine.executor import Executor
+from aioflow.engine.fleet import Fleet
 from aioflow.engine.gauge import MemoryGauge
 from aioflow.engine.inbox import Inbox
 from aioflow.engine.keys import Queue, runtime_channels
@@ -38,11 +41,12 @@ from aioflow.engine.maintenance import Maintenance
 from aioflow.engine.pool import Pool
 from aioflow.engine.relay import Relay
 from aioflow.engine.results import Results
+from aioflow.engine.roster import Roster
 from aioflow.engine.store import Store
 from aioflow.engine.submitter import Submitter
 from aioflow.errors import AioflowError, ConfigError
 from aioflow.lifespans import Lifespans
-from aioflow.service import Middleware, Service
+from aioflow.service import Middleware, Service, Task
 from aioflow.settings import Settings, check_durability, load_settings
 
 log = logging.getLogger(__name__)
@@ -118,6 +122,9 @@ class Runtime(Client):
         self._context.run(declarations.running_in.set, self)
         self._lifespans = Lifespans()
         self._failure: BaseException | None = None
+        self._roster: Roster | None = None
+        self._enlisted: asyncio.Task[None] | None = None
+        self._control = Control(self._pools, self._begin_stop)
         self._started = False
         self._starter: asyncio.Task[None] | None = None
         self._stopper: asyncio.Task[None] | None = None
@@ -199,8 +206,12 @@ class Runtime(Client):
         self._inbox = inbox = Inbox(
             store,
             runtime_channels(self.namespace) + self.id,
-            {b"result": results.tell, b"cancel": lambda message: cancel_running(self._pools, message)},
-            lambda: results.register_all(inbox.channel),
+            {
+                b"result": results.tell,
+                b"cancel": self._control.cancel_running,
+                b"order": lambda _: self._call_roll(),
+            },
+            lambda: self._connected(results, inbox),
             results.waiting,
         )
         self._spawn(inbox.run(), "channel")
@@ -208,8 +219,15 @@ class Runtime(Client):
         await self._lifespans.enter(self.services.values(), self, self._loop_ended, self._context.copy())
         if self._workers is not False:
             self._start_workers(store, url)
+        if self._pools or self.ends_with_process:
+            self._enlist(store, inbox)
         if self._clock is not None:
             self._clock.follow(self._clock_moved)
+
+    async def _connected(self, results: Results, inbox: Inbox) -> None:
+        """What came by the channel while the line was down is lost."""
+        self._call_roll()
+        await results.register_all(inbox.channel)
 
     def _start_workers(self, store: Store, url: str) -> None:
         alone = asyncio.Lock()
@@ -222,7 +240,8 @@ class Runtime(Client):
             self._relays.append(relay)
             concurrency = task.options.concurrency if self._workers is True else int(self._workers)
             executor = Executor(task, resources, self.name, encode, middleware, concurrency)
-            pool = Pool(task, queue, store, executor, concurrency, alone, relay.emitted, circuit)
+            executor.open()
+            pool = Pool(task, queue, store, executor, concurrency, alone, relay.emitted, circuit, _crew_of(task))
             maintenance = Maintenance(queue, task.options, store, relay, self.id)
             claimer = Claimer(pool, store, self.id, maintenance.runners)
             self._pools.append(pool)
@@ -233,8 +252,6 @@ class Runtime(Client):
             self._spawn(relay.run(), f"relay {queue.name}")
             self._spawn(maintenance.run(), f"maintenance {queue.name}")
             self._claiming.append(self._spawn(claimer.run(), f"claimer {queue.name}"))
-        if self._inbox is not None and self._pools:
-            self._inbox.wanted.set()
         name = f"aioflow:{self.id}"
         pools, clock = self._pools, self._clock
         self._keeper = LeaseKeeper(
@@ -244,6 +261,33 @@ class Runtime(Client):
         )
         self._keeping = self._spawn(self._keeper.run(), "lease keeper")
 
+    # ---- the list of runtimes, and orders
+
+    def _enlist(self, store: Store, inbox: Inbox) -> None:
+        about = partial(self._control.about, self.now_ms())
+        self._roster = Roster(store, Fleet(store, self.namespace), self.id, about, self._control.obey)
+        self._enlisted = self._spawn(self._roster.run(), "list of runtimes")
+        inbox.wanted.set()
+
+    def when_ordered_to_stop(self, act: Callable[[], object]) -> None:
+        """What to do then, instead of stopping; `serve` ends its process."""
+        self._control.stop = act
+
+    def quiet(self) -> None:
+        """Start no more jobs; what runs goes on, and submits and the ingress as well."""
+        self._control.quiet()
+
+    def _call_roll(self) -> None:
+        if self._roster is not None:
+            self._roster.wanted.set()
+
+    def _begin_stop(self) -> asyncio.Task[None]:
+        if self._stopper is None:
+            self._stopper = asyncio.create_task(self._stop(), name="aioflow stop")
+            self._control.stopping()
+            self._call_roll()
+        return self._stopper
+
     # ---- stop
 
     async def stop(self) -> None:
@@ -251,9 +295,7 @@ class Runtime(Client):
 
         Whoever is cancelled while waiting for it does not keep it from going on.
         """
-        if self._stopper is None:
-            self._stopper = asyncio.create_task(self._stop(), name="aioflow stop")
-        await asyncio.shield(self._stopper)
+        await asyncio.shield(self._begin_stop())
 
     async def _stop(self) -> None:
         ends = time.monotonic() + self.settings.grace
@@ -320,6 +362,9 @@ class Runtime(Client):
 
     async def _say_goodbye(self) -> None:
         """What others would do soon, if it were left undone."""
+        if self._roster is not None and self._enlisted is not None:
+            self._roster.leave()
+            await asyncio.wait([self._enlisted])
         for maintenance in self._maintenance:
             await maintenance.leave()
         for relay in self._relays:
@@ -374,7 +419,7 @@ class Runtime(Client):
     def scale(self, by: int) -> None:
         """Run so many more of each task's jobs at a time, or fewer, at least 1; what runs is not disturbed."""
         for pool in self._pools:
-            pool.scale(by)
+            pool.scale(max(1, pool.concurrency + by))
 
     # ---- for tests
 
@@ -426,7 +471,7 @@ class Runtime(Client):
             return
         log.critical("%s failed: %r; the runtime stops", task.get_name(), error, exc_info=error)
         self._failure = error
-        self._stopper = asyncio.create_task(self._stop(), name="aioflow stop")
+        self._begin_stop()
         self.failed.set()
 
     async def ready(self) -> str | None:
@@ -453,3 +498,10 @@ class Runtime(Client):
     def resources(self) -> dict[str, Any]:
         """What each service's lifespan yielded, by the service's name."""
         return self._lifespans.resources
+
+
+def _crew_of(task: Task[Any, Any]) -> Crew | None:
+    """Who comes and goes, where the task says so and these are no processes, which are looked after elsewhere."""
+    if task.options.workers is None or task.options.cpu:
+        return None
+    return Crew(task.full_name, task.options.workers[0], task.options.idle_timeout)

@@ -407,6 +407,8 @@ class Service:
         breaker: Breaker | None = None,
         batch: int | None = None,
         linger: float = 0.05,
+        workers: tuple[int, int] | None = None,
+        idle_timeout: float = 60.0,
     ) -> TaskDecorator:
         """Declare a handler. All times are in seconds.
 
@@ -418,12 +420,18 @@ class Service:
         `job.resources` is None there. `payload_limit` is how many bytes of JSON a
         payload may have, and a result. `breaker` pauses the task while what it needs is away. `batch` makes it a batch
         task, whose handler gets up to so many payloads in one call, as a list, and a Batch: when so many wait, or
-        `linger` seconds after the first has come; `concurrency` counts jobs all the same. Raises ConfigError.
+        `linger` seconds after the first has come; `concurrency` counts jobs all the same. `workers`, (min, max), says
+        instead of `concurrency` that workers come as work does, and sign off after `idle_timeout` without any; the idle
+        processes of a `cpu` task end so in any case. Raises ConfigError.
         """
         if misused:
             raise ConfigError(
                 f"service {self.name}: write @service.task(...), with parentheses, its options by name; {ONE_MODEL}"
             )
+        if workers is not None:
+            if concurrency is not None:
+                raise ConfigError(f"service {self.name}: a task has concurrency= or workers=(min, max), not both")
+            _, concurrency = workers
         if concurrency is None:
             concurrency = os.cpu_count() or 1 if cpu else batch or 100
         options = TaskOptions(
@@ -440,6 +448,8 @@ class Service:
             breaker,
             batch,
             linger,
+            workers,
+            idle_timeout,
         )
 
         def declare(handler: Callable[..., Any]) -> Task[Any, Any]:

@@ -139,6 +139,7 @@ class Server:
         self._runtime = Runtime(services, settings=settings, workers=(settings.workers or True) if workers else False)
         self._runtime.ends_with_process = True
         self._stop = asyncio.Event()
+        self._runtime.when_ordered_to_stop(self._stop.set)
         self._signals: dict[int, float] = {}
 
     async def run(self) -> int:

@@ -89,6 +89,11 @@ class Batches:
             if member.future.cancelled() or member.future.exception() is not None:
                 raise
 
+    def scale(self, concurrency: int) -> None:
+        """At most so many jobs are here at a time from now on."""
+        self._at_once = max(1, concurrency // self._most)
+        self._start_calls()
+
     def close(self) -> None:
         """The runtime has stopped."""
         if self._timer is not None:

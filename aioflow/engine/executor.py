@@ -83,7 +83,8 @@ class Executor:
         self._worker = worker
         self._encode = encode
         self._middleware = middleware
-        self._processes = ProcessPool() if task.options.cpu else None
+        least, _ = task.options.workers or (0, 0)
+        self._processes = ProcessPool(task, least, task.options.idle_timeout) if task.options.cpu else None
         self._batches = Batches(task, task.options.batch, concurrency) if task.options.batch else None
         self.begin: Callable[[Attempt], None] = lambda _: None
         """Ends the waiting of an attempt; set by the pool."""
@@ -131,7 +132,7 @@ class Executor:
     def _call(self, attempt: Attempt, payload: Any, job: Job) -> Awaitable[Any]:
         if self._processes is not None:
             attempt.waiting = True
-            return self._processes.run(self._task, payload, job, partial(self.begin, attempt))
+            return self._processes.run(payload, job, partial(self.begin, attempt))
         if self._batches is not None:
             return self._batches.run(attempt, payload, job, partial(self.begin, attempt))
         arguments = self._signature.arguments(payload, job)
@@ -139,6 +140,18 @@ class Executor:
             awaited: Awaitable[Any] = self._task.handler(*arguments)
             return awaited
         return run_in_thread(attempt, self._task.handler, *arguments)
+
+    def open(self) -> None:
+        """Start what is to be there before the first job."""
+        if self._processes is not None:
+            self._processes.open()
+
+    def scale(self, concurrency: int) -> None:
+        """At most so many attempts run at a time from now on."""
+        if self._processes is not None:
+            self._processes.scale(concurrency)
+        if self._batches is not None:
+            self._batches.scale(concurrency)
 
     def close(self) -> None:
         """End the processes, if there are any."""

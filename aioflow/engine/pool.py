@@ -17,6 +17,7 @@ from aioflow.engine import codec
 from aioflow.engine.attempt import Attempt, Stop
 from aioflow.engine.breaker import Circuit
 from aioflow.engine.coalescer import Coalescer
+from aioflow.engine.crew import Crew
 from aioflow.engine.executor import Abandoned, Again, Dead, Done, Executor, Outcome, Released
 from aioflow.engine.keys import Queue
 from aioflow.engine.notes import Notes
@@ -45,6 +46,7 @@ class Pool:
         alone: asyncio.Lock,
         emitted: Callable[[set[str]], None],
         circuit: Circuit | None = None,
+        crew: Crew | None = None,
     ) -> None:
         self.task = task
         self.queue = queue
@@ -57,7 +59,10 @@ class Pool:
         self.settles: Coalescer[tuple[Attempt, Settlement], None] = Coalescer(f"settle {queue.name}", self._flush)
         self._store = store
         self._alone = alone
+        self.quiet = False
+        """Whether it starts no more jobs, by an order."""
         self._circuit = circuit
+        self._crew = crew
         if circuit is not None:
             circuit.changed = self._resumed
         self._emitted = emitted
@@ -74,7 +79,7 @@ class Pool:
     @property
     def free(self) -> int:
         """How many more jobs may be claimed."""
-        if len(self.settles) >= MOST_UNSETTLED:
+        if len(self.settles) >= MOST_UNSETTLED or self.quiet:
             return 0
         most = MOST_JOBS if self._circuit is None else self._circuit.free
         return max(0, min(self.concurrency - len(self._running), most))
@@ -102,6 +107,8 @@ class Pool:
         self._note_start(attempts)
         if self._circuit is not None:
             self._circuit.started(attempts)
+        if self._crew is not None:
+            self._crew.begin(len(attempts))
         for attempt in attempts:
             self.held.add(attempt)
             attempt.task = loop.create_task(self._run(attempt), name=f"{self.queue.name} {attempt.job.id}")
@@ -132,6 +139,8 @@ class Pool:
             self._running.pop(attempt, None)
             if self._circuit is not None:
                 self._circuit.ended(attempt)
+            if self._crew is not None:
+                self._crew.end()
             self.changed()
         settlement = settlement_of(attempt, outcome)
         if settlement is not None:
@@ -238,10 +247,16 @@ class Pool:
                 log.error("%s %s: dead: %s", self.queue.name, attempt.job.id, answer)
         return [None] * len(batch)
 
-    def scale(self, by: int) -> None:
-        """Run so many more jobs at a time, or fewer, at least 1."""
-        self.concurrency = max(1, self.concurrency + by)
-        log.info("%s: %d at a time", self.queue.name, self.concurrency)
+    def scale(self, concurrency: int) -> None:
+        """Run at most so many jobs at a time from now on; what runs is not disturbed."""
+        self.concurrency = concurrency
+        self._executor.scale(concurrency)
+        log.info("%s: %d at a time", self.queue.name, concurrency)
+        self.changed()
+
+    def be_quiet(self) -> None:
+        """Start no more jobs; what runs goes on."""
+        self.quiet = True
         self.changed()
 
     def close(self) -> None:
@@ -249,6 +264,8 @@ class Pool:
         self._executor.close()
         if self._circuit is not None:
             self._circuit.close()
+        if self._crew is not None:
+            self._crew.close()
 
     def cancel_running(self) -> None:
         """Cancel every handler, because the runtime stops."""
