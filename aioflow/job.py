@@ -162,8 +162,10 @@ class Batch:
         """Let one job fail, as if a handler of its own had raised this; the others are not touched.
 
         The task's Retry policy, RetryLater and Discard hold for it. Where the handler raises, all of its jobs fail by
-        what it raises. Raises IndexError where there is no such job.
+        what it raises. Raises IndexError where there is no such job, and TypeError.
         """
+        if not isinstance(error, Exception):
+            raise TypeError(f"batch.fail takes an exception, not {error!r}")
         if not 0 <= position < len(self.jobs):
             raise IndexError(f"the batch has no job {position}, only {len(self.jobs)}")
         self.failures[position] = error

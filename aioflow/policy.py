@@ -12,9 +12,9 @@ RETENTION_FLOOR = 600.0
 DEFAULT_PRIORITY = 4
 LONGEST_WAIT = 366 * 86_400.0
 """Seconds that a job may be put off."""
+MOST_BATCH = 1000
 PAYLOAD_LIMIT = 1 << 20
 MOST_PAYLOAD_LIMIT = 8 << 20
-MOST_BATCH = 1000
 """Bytes of one payload or result: by default, and the most that a task may say."""
 
 

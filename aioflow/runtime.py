@@ -14,9 +14,11 @@ import logging
 import os
 import secrets
 import socket
+import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
 from functools import partial
 from types import TracebackType
 from typing import Any, NoReturn, Self
@@ -343,6 +345,8 @@ class Runtime(Client):
         return not late
 
     async def _end_handlers(self, ends: float) -> None:
+        for pool in self._pools:
+            pool.be_quiet()
         handlers = [attempt.task for pool in self._pools for attempt in pool.running if attempt.task is not None]
         if not handlers:
             return
@@ -414,6 +418,10 @@ class Runtime(Client):
             stopping = threading.Thread(target=asyncio.run, args=(self._embedded.stop(),), daemon=True)
             stopping.start()
             stopping.join(STOP_SECONDS + CANCEL_SECONDS)
+        logging.shutdown()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):  # its reader has gone
+                stream.flush()
         os._exit(code)
 
     def scale(self, by: int) -> None:
@@ -446,6 +454,10 @@ class Runtime(Client):
     def running_on(self) -> int:
         """How many handlers still run; after the stop, those that took no notice of it."""
         return sum(len(pool.running) for pool in self._pools)
+
+    def handler_tasks(self) -> set[asyncio.Task[None]]:
+        """The tasks of the handlers that run."""
+        return {attempt.task for pool in self._pools for attempt in pool.running if attempt.task is not None}
 
     # ---- its loops
 

@@ -41,6 +41,8 @@ class Attempt:
     waiting: bool = False
     """Its handler has not started yet: on its last chance, or while its process comes up. Its time does not run."""
 
+    alone: bool = False
+    """No other job of its task is claimed while it waits to start: it is tried by a breaker, or on its last chance."""
     begun: bool = False
     """Whether its task has taken its first step; a task that is cancelled before it runs nothing, not even cleanup."""
 

@@ -153,6 +153,11 @@ class Executor:
         if self._batches is not None:
             self._batches.scale(concurrency)
 
+    def hurry(self) -> None:
+        """No more jobs are claimed: what waits for others to join it starts."""
+        if self._batches is not None:
+            self._batches.hurry()
+
     def close(self) -> None:
         """End the processes, if there are any."""
         if self._processes is not None:

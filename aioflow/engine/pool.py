@@ -106,7 +106,7 @@ class Pool:
         attempts = [Attempt(leased, lease_until, renew_at) for leased in claimed.jobs]
         self._note_start(attempts)
         if self._circuit is not None:
-            self._circuit.started(attempts)
+            self._circuit.started([attempt for attempt in attempts if not self._on_last_chance(attempt)])
         if self._crew is not None:
             self._crew.begin(len(attempts))
         for attempt in attempts:
@@ -127,7 +127,7 @@ class Pool:
         """One attempt from its start until its outcome is on the way."""
         attempt.begun = True
         try:
-            if 0 < attempt.job.crashes >= self.task.options.most_crashes - 1:
+            if self._on_last_chance(attempt):
                 outcome = await self._run_alone(attempt)
             else:
                 outcome = await self._executor.run(attempt, self.notes.put)
@@ -150,6 +150,9 @@ class Pool:
         elif isinstance(outcome, Abandoned):
             self.held.discard(attempt)
         # else it was released, and stays held until the stop gives it back
+
+    def _on_last_chance(self, attempt: Attempt) -> bool:
+        return 0 < attempt.job.crashes >= self.task.options.most_crashes - 1
 
     def _begin(self, attempt: Attempt) -> None:
         """The handler of an attempt that waited starts now, and with it its time."""
@@ -188,7 +191,7 @@ class Pool:
         A job that kills its process takes its neighbours with it, time after time; only one that was the sole suspect
         may end dead of it.
         """
-        attempt.waiting = True
+        attempt.waiting = attempt.alone = True
         try:
             async with self._alone:
                 if not await self._store.expose(self.queue, attempt.job):
@@ -257,6 +260,7 @@ class Pool:
     def be_quiet(self) -> None:
         """Start no more jobs; what runs goes on."""
         self.quiet = True
+        self._executor.hurry()
         self.changed()
 
     def close(self) -> None:

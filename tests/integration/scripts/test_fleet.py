@@ -37,10 +37,8 @@ class Keys:
             await self.store.redis.hset(self.key("about"), runtime_id, f'"{runtime_id}"')
 
     async def seen(self) -> dict[str, int]:
-        return {
-            name.decode(): int(at)
-            for name, at in await self.store.redis.zrange(self.key("seen"), 0, -1, withscores=True)
-        }
+        redis: Any = self.store.redis
+        return {name.decode(): int(at) for name, at in await redis.zrange(self.key("seen"), 0, -1, withscores=True)}
 
     async def about(self) -> dict[str, str]:
         found: Any = await self.store.redis.hgetall(self.key("about"))
