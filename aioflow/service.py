@@ -352,6 +352,8 @@ class Route:
     submits: Task[Any, Any] | None
     location: str | None
     """Path of an accepted job, with {id}; for the Location header."""
+    before: Callable[..., Awaitable[Any]] | None = None
+    """Makes the payload of a request; without, its JSON body is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -368,6 +370,7 @@ class ServiceScript:
 
 
 RouteHandler = TypeVar("RouteHandler", bound=Callable[..., Awaitable[Any]])
+Before = Callable[..., Awaitable[Any]]
 Lifespan = Callable[[Any], AbstractAsyncContextManager[Any]]
 
 
@@ -484,25 +487,54 @@ class Service:
         """Where this service's timelines are read."""
         return find_runtime(self, "it inside `async with Runtime(...)`, or use one runtime").timelines()
 
-    def get(self, path: str) -> Callable[[RouteHandler], RouteHandler]:
-        """Declare a route: the function takes (request, runtime) and returns what becomes JSON, or a response."""
-        return self._route("GET", path)
+    @overload
+    def get(self, path: str) -> Callable[[RouteHandler], RouteHandler]: ...
+    @overload
+    def get(self, path: str, *, submits: Task[Any, Any], before: Before, location: str | None = None) -> None: ...
+
+    def get(
+        self,
+        path: str,
+        *,
+        submits: Task[Any, Any] | None = None,
+        before: Before | None = None,
+        location: str | None = None,
+    ) -> Callable[[RouteHandler], RouteHandler] | None:
+        """Declare a route: the function takes (request, runtime) and returns what becomes JSON, or a response.
+
+        With `submits` it is no decorator: `before` makes the task's payload of the request; see `post`.
+        """
+        if submits is None:
+            return self._route("GET", path)
+        if before is None:
+            raise ConfigError(f"service {self.name}, route GET {path}: say by before= what the payload is")
+        self.routes.append(Route("GET", path, None, submits, location, before))
+        return None
 
     @overload
     def post(self, path: str) -> Callable[[RouteHandler], RouteHandler]: ...
     @overload
-    def post(self, path: str, *, submits: Task[Any, Any], location: str | None = None) -> None: ...
+    def post(
+        self, path: str, *, submits: Task[Any, Any], before: Before | None = None, location: str | None = None
+    ) -> None: ...
 
     def post(
-        self, path: str, *, submits: Task[Any, Any] | None = None, location: str | None = None
+        self,
+        path: str,
+        *,
+        submits: Task[Any, Any] | None = None,
+        before: Before | None = None,
+        location: str | None = None,
     ) -> Callable[[RouteHandler], RouteHandler] | None:
         """Declare a route: `submits` takes the JSON body as the task's payload and answers 202 with the job's id.
 
-        Without `submits` it is used as a decorator, as `get` is.
+        `before`, a function that takes (request, runtime), makes the payload instead; what it raises is answered as
+        what a route raises, and nothing is submitted. `location` is the path of an accepted job, with {id}. Without
+        `submits` it is used as a decorator, as `get` is.
         """
         if submits is None:
             return self._route("POST", path)
-        self.routes.append(Route("POST", path, None, submits, location))
+        self.routes.append(Route("POST", path, None, submits, location, before))
         return None
 
     def _route(self, method: str, path: str) -> Callable[[RouteHandler], RouteHandler]:
