@@ -23,7 +23,7 @@ WEIGHT = 0.2
 
 @dataclass(slots=True)
 class _Host:
-    started: dict[str, float] = field(default_factory=dict)
+    started: dict[object, float] = field(default_factory=dict)
     """When the deliveries under way were started; oldest first."""
     mean: float = FIRST_GUESS
     next_turn: float = 0.0
@@ -45,25 +45,25 @@ class Hosts:
         """Deliveries under way, by host."""
         return {name: len(host.started) for name, host in self._hosts.items()}
 
-    def enter(self, name: str, job_id: str) -> float:
-        """0, and the job may begin and must `leave`; or the seconds, with jitter, after which to ask again."""
+    def enter(self, name: str, turn: object) -> float:
+        """0, and `turn` has begun and must `leave`; or the seconds, with jitter, after which to ask again."""
         now = self._clock()
         host = self._hosts.get(name)
         if host is None:
             self._sweep(now)
             host = self._hosts[name] = _Host()
         if len(host.started) < self._most:
-            host.started[job_id] = now
+            host.started[turn] = now
             return 0.0
         oldest = now - next(iter(host.started.values()))
         pace = max(host.mean, oldest) / self._most
         host.next_turn = min(max(host.next_turn, now) + pace, now + LONGEST_WAIT)
         return max(LEAST_WAIT, host.next_turn - now) * random.uniform(0.75, 1.25)  # noqa: S311 - jitter
 
-    def leave(self, name: str, job_id: str) -> None:
+    def leave(self, name: str, turn: object) -> None:
         """The delivery has ended, however it did."""
         host, now = self._hosts[name], self._clock()
-        host.mean += WEIGHT * (now - host.started.pop(job_id) - host.mean)
+        host.mean += WEIGHT * (now - host.started.pop(turn) - host.mean)
         if self._idle(host, now):
             del self._hosts[name]
 

@@ -44,7 +44,7 @@ class Sender:
     """Posts deliveries for one runtime."""
 
     def __init__(self, settings: DeliverySettings, signer: Signer, resolver: AbstractResolver) -> None:
-        self.hosts = Hosts(settings.per_host)
+        self.hosts = Hosts(settings.turns)
         self._rules = settings.rules
         self._signer = signer
         self._resolver = resolver
@@ -55,7 +55,8 @@ class Sender:
         """One attempt. Raises what ends it otherwise than by a success; RetryLater where its host has no turn free."""
         url, target = self._rules.check(delivery.url)
         webhook_id = webhook_id_of(job_id)
-        wait = self.hosts.enter(target.host, job_id)
+        turn = object()  # not the job's id: an attempt that lost its lease may still be ending here
+        wait = self.hosts.enter(target.host, turn)
         if wait:
             raise RetryLater(wait)
         try:
@@ -70,7 +71,7 @@ class Sender:
                 timeout=self._timeout,
             )
         finally:
-            self.hosts.leave(target.host, job_id)
+            self.hosts.leave(target.host, turn)
         return self._judged(answer)
 
     def _judged(self, answer: Answer) -> Delivered:

@@ -47,7 +47,9 @@ class DeliverySettings(BaseSettings):
         description="No drawn wait is longer, and no `Retry-After` counts for more, in seconds",
     )
     concurrency: int = Field(100, ge=1, le=10_000, description="How many deliveries a runtime has under way")
-    per_host: int = Field(10, ge=1, le=10_000, description="How many of them may be to one host")
+    per_host: int = Field(
+        10, ge=1, le=10_000, description="How many of them may be to one host; at most half of them are"
+    )
     allow: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Hosts, addresses and networks, each with `:port` or for all ports, that no rule holds for"
     )
@@ -89,6 +91,11 @@ class DeliverySettings(BaseSettings):
         if not given or not all(1 <= port <= 65535 for port in given):
             raise ValueError("a port is 1 to 65535")
         return given
+
+    @property
+    def turns(self) -> int:
+        """Deliveries to one host at a time: never so many that it could have all."""
+        return min(self.per_host, max(1, self.concurrency // 2))
 
     @property
     def rules(self) -> Rules:
