@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -92,7 +93,9 @@ async def receiver(answers: Any = None, host: str = "127.0.0.1", port: int = 0) 
 
 
 @asynccontextmanager
-async def raw_receiver(answer: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Any]) -> AsyncIterator[str]:
+async def raw_receiver(
+    answer: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Any], tls: ssl.SSLContext | None = None
+) -> AsyncIterator[str]:
     """The URL of a server that does with each connection what it is told; what is left of it is cancelled."""
     tasks: set[asyncio.Task[Any]] = set()
 
@@ -107,9 +110,9 @@ async def raw_receiver(answer: Callable[[asyncio.StreamReader, asyncio.StreamWri
         finally:
             writer.transport.abort()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls)
     try:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/hook"
+        yield f"{'https' if tls else 'http'}://127.0.0.1:{server.sockets[0].getsockname()[1]}/hook"
     finally:
         server.close()
         for task in tasks:

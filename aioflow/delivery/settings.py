@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
+import os
 import re
 from typing import Annotated, Any
 
@@ -126,4 +128,10 @@ def check_url(url: str) -> None:
     field. The addresses are checked at each connection, and that check decides. Reads the settings from the
     environment; raises ConfigError where they are wrong.
     """
-    load_settings().rules.check(url)
+    _rules(tuple(item for item in os.environ.items() if item[0].upper().startswith(PREFIX))).check(url)
+
+
+@functools.lru_cache(maxsize=4)
+def _rules(_environment: tuple[tuple[str, str], ...]) -> Rules:
+    """Read once for each environment: it takes longer than the check."""
+    return load_settings().rules

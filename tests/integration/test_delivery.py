@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import ssl
 import time
 import zlib
 from collections.abc import Callable, Sequence
@@ -30,6 +31,7 @@ from aioflow.delivery.signing import Signer
 from aioflow.delivery.urls import Rules, Target
 from aioflow.testing import run_handler
 from tests.receiver import OTHER_SECRET, SECRET, Got, Receiver, raw_receiver, receiver
+from tests.serving import ROOT
 from tests.valkey import Valkey
 from tests.waiting import in_state, wait_until
 
@@ -301,6 +303,40 @@ async def test_an_answer_that_is_none_takes_no_longer_than_the_limit(start: Star
     assert said in failed.message
     assert failed.message.isprintable()
     assert seconds < 3
+
+
+async def test_a_certificate_that_nobody_vouches_for_is_a_failure(start: Start) -> None:
+    sent = b""
+
+    async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        sent = await reader.read(10)
+
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(ROOT / "tests" / "localhost.pem")
+    async with raw_receiver(take, tls=context) as url:
+        failed, _ = await failure_of(start, url.replace("127.0.0.1", "localhost"), allow=("localhost",))
+    assert "CERTIFICATE_VERIFY_FAILED" in failed.message
+    assert not sent
+
+
+async def test_a_handshake_that_does_not_end_takes_no_longer_than_the_limit(start: Start) -> None:
+    async with raw_receiver(silent) as url:
+        failed, seconds = await failure_of(start, url.replace("http:", "https:"), timeout=0.5)
+    assert "no answer within 0.5 s" in failed.message
+    assert seconds < 3
+
+
+async def test_name_servers_that_do_not_answer_take_no_longer_than_the_limit(start: Start) -> None:
+    class Silent(Turns):
+        async def resolve(self, host: str, port: int = 0, family: Any = socket.AF_INET) -> list[ResolveResult]:
+            await asyncio.Event().wait()
+            return []
+
+    made = delivery.make_service(settings(attempts=1, timeout=0.5), resolver=Silent([]))
+    async with start(made) as runtime:
+        with pytest.raises(JobFailed, match=r"no answer within 0.5 s"):
+            await (await runtime.submit("delivery.post", to("https://hooks.example/"))).result(5)
 
 
 async def test_a_body_for_ever_is_read_for_a_kilobyte_and_no_longer_than_the_limit(start: Start) -> None:

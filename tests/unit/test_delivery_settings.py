@@ -34,6 +34,16 @@ def test_lists_come_with_commas_or_spaces(monkeypatch: pytest.MonkeyPatch) -> No
     assert GOOD not in repr(Signer([GOOD]))
 
 
+def test_a_check_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(delivery.UrlRefused):
+        delivery.check_url("http://hooks.internal/")
+    monkeypatch.setenv("aioflow_delivery_allow", "hooks.internal")
+    delivery.check_url("http://hooks.internal/")
+    monkeypatch.delenv("aioflow_delivery_allow")
+    with pytest.raises(delivery.UrlRefused):
+        delivery.check_url("http://hooks.internal/")
+
+
 def test_every_wrong_one_is_named_and_no_secret_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = {
         "SECRETS": f"{GOOD},{SHORT}",
