@@ -102,7 +102,8 @@ async def exchange(
         async with asyncio.timeout_at(deadline):
             answer = await session.post(url, data=body, headers=headers, allow_redirects=False)
         try:
-            text = "" if answer.ok else await first_bytes(answer, deadline)
+            taken = 200 <= answer.status <= 299
+            text = "" if taken else await first_bytes(answer, deadline)
             return Answer(answer.status, text, retry_after_of(answer.headers.get("Retry-After")))
         finally:
             answer.close()

@@ -26,7 +26,10 @@ MOST_SECRETS = 10
 
 
 class DeliverySettings(BaseSettings):
-    """How deliveries are signed, tried and bounded. Lists are separated by commas or spaces; empty counts as unset."""
+    """How deliveries are signed, tried and bounded; what is not given comes from the environment.
+
+    There lists are separated by commas or spaces, and a variable that is empty counts as unset.
+    """
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX, env_ignore_empty=True, extra="ignore", hide_input_in_errors=True

@@ -183,9 +183,11 @@ async def test_410_ends_it_at_once(start: Start) -> None:
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 async def test_redirects_are_failures_that_are_not_followed(start: Start, status: int) -> None:
     async with receiver() as elsewhere:
-        answer = web.Response(status=status, headers={"Location": elsewhere.url})
+        answer = web.Response(status=status, headers={"Location": elsewhere.url}, text="over there")
         async with receiver(answer) as there, start(delivery.make_service(settings(attempts=1))) as runtime:
-            with pytest.raises(JobFailed, match=f"answered {status}, a redirect, and redirects are not followed"):
+            with pytest.raises(
+                JobFailed, match=f"answered {status}, a redirect, and redirects are not followed: over there"
+            ):
                 await (await runtime.submit("delivery.post", to(there.url))).result(5)
         assert (len(there.got), len(elsewhere.got)) == (1, 0)
 

@@ -60,7 +60,7 @@ def test_an_exception_sets_the_least_wait_and_what_is_drawn_comes_on_top(drawn: 
         assert retry.delay(Busy(most), 0) == LONGEST_WAIT
 
 
-@pytest.mark.parametrize("error", [Broken(), *map(Busy, [None, -1, 0, float("nan"), True, "60", object()])], ids=repr)
+@pytest.mark.parametrize("error", [Broken(), *map(Busy, [None, -1, 0, float("nan"), True, "60", [60]])], ids=repr)
 def test_what_is_no_number_of_seconds_sets_none(drawn: list[tuple[float, float]], error: Exception) -> None:
     assert Retry(base=0.5).delay(error, 0) == 0.5
 
