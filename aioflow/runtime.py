@@ -137,6 +137,11 @@ class Runtime(Client):
     def __repr__(self) -> str:
         return f"<Runtime {self.id} services={sorted(self.services)} pools={self._pools}>"
 
+    @property
+    def works(self) -> bool:
+        """Whether it runs handlers; False where it only submits."""
+        return self._workers is not False
+
     async def __aenter__(self) -> Self:
         await self.start()
         return self

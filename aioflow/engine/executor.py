@@ -106,7 +106,9 @@ class Executor:
         except RetryLater as again:
             return Again(again.seconds, None, commit.effects)
         except Discard as discard:
-            return Dead(self._failure("Discard", str(discard.reason), leased), commit.effects, failed=False)
+            return Dead(
+                self._failure(type(discard).__qualname__, str(discard.reason), leased), commit.effects, failed=False
+            )
         except asyncio.CancelledError as error:
             return self.stopped(attempt, error, job)
         except (KeyboardInterrupt, GeneratorExit):
