@@ -189,7 +189,7 @@ class Runtime(Client):
         submitter = Submitter(store, self._claimers, self._spawn)
         self.durability = await submitter.choose(self.settings.durability)
         for task, queue in self._queues.items():
-            await store.configure(queue, task.options.bound)
+            await store.part(queue).configure(queue, task.options.bound)
         self._submitter = submitter
         self._gauge = MemoryGauge(store)
         self._results = results = Results(store)
@@ -215,12 +215,13 @@ class Runtime(Client):
             resources = self._lifespans.resources.get(task.service.name)
             middleware = (*self._middleware, *task.service.middleware)
             executor = Executor(task, resources, self.name, encode, middleware)
-            relay = Relay(queue, store, [known.full_name for known in self._queues])
+            part = store.part(queue)
+            relay = Relay(queue, part, [known.full_name for known in self._queues])
             self._relays.append(relay)
             concurrency = task.options.concurrency if self._workers is True else int(self._workers)
-            pool = Pool(task, queue, store, executor, concurrency, alone, relay.emitted)
-            maintenance = Maintenance(queue, task.options, store, relay, self.id)
-            claimer = Claimer(pool, store, self.id, maintenance.runners)
+            pool = Pool(task, queue, part, executor, concurrency, alone, relay.emitted)
+            maintenance = Maintenance(queue, task.options, part, relay, self.id)
+            claimer = Claimer(pool, part, self.id, maintenance.runners)
             self._pools.append(pool)
             self._claimers[queue] = claimer
             self._maintenance.append(maintenance)
