@@ -5,14 +5,15 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any
+from urllib.parse import quote
 
 from redis import Redis
 
 from tests.valkey import Valkey
 
 SLOTS = ((0, 5460), (5461, 10922), (10923, 16383))
+PASSWORD = "p@ss,word/"
 LAST_PORT = 55_535
 """A node's bus listens 10,000 above its port."""
 
@@ -51,20 +52,34 @@ class Node:
         self.server = Valkey(
             arguments=(
                 *("--port", str(port), "--bind", "127.0.0.1", "--cluster-enabled", "yes"),
-                *("--cluster-node-timeout", "1000", "--repl-diskless-sync-delay", "0"),
-                *("--cluster-replica-validity-factor", "0", "--repl-timeout", "60", *arguments),
+                *("--cluster-node-timeout", "1000", "--cluster-replica-validity-factor", "0"),
+                *("--repl-diskless-sync-delay", "0", "--requirepass", PASSWORD, "--masterauth", PASSWORD),
+                *("--appendonly", "yes", "--appendfsync", "always", *arguments),
             )
         )
-        self.admin = Redis(host="127.0.0.1", port=port, protocol=2, decode_responses=True)
+        self.admin = Redis(host="127.0.0.1", port=port, password=PASSWORD, protocol=2, decode_responses=True)
 
-    def ask(self, *words: Any) -> Any:
+    def ask(self, *words: str | int) -> Any:
         """Send a command."""
         return self.admin.execute_command(*words)
 
-    def info(self) -> dict[str, str]:
+    @property
+    def id(self) -> str:
+        """What the cluster calls it."""
+        return str(self.ask("CLUSTER", "MYID"))
+
+    def knows(self) -> dict[str, str]:
         """CLUSTER INFO."""
         told: dict[str, str] = self.admin.cluster("INFO")
         return told
+
+    def in_step(self) -> bool:
+        """Whether it follows its primary."""
+        return bool(self.admin.info("replication").get("master_link_status") == "up")
+
+    def leads(self) -> bool:
+        """Whether it is a primary."""
+        return bool(self.admin.info("replication")["role"] == "master")
 
     def close(self) -> None:
         """End it."""
@@ -72,22 +87,17 @@ class Node:
         self.server.close()
 
 
-def in_step(replica: Node) -> bool:
-    """Whether a replica follows."""
-    return bool(replica.admin.info("replication").get("master_link_status") == "up")
-
-
 class Cluster:
-    """Three primaries that share the slots, then their replicas in the same order."""
+    """Three primaries that share the slots, then their replicas in the same order, behind a password."""
 
-    def __init__(self, *arguments: str, replicas: bool = False, login: str = "") -> None:
+    def __init__(self, *arguments: str, replicas: bool = False) -> None:
         self.nodes = [Node(port, *arguments) for port in free_ports(6 if replicas else 3)]
-        self._login = login
 
     @property
     def url(self) -> str:
-        """Where it is; the first seed answers nothing."""
-        return f"redis+cluster://{self._login}127.0.0.1:{free_ports(1)[0]},127.0.0.1:{self.nodes[0].port}"
+        """Where it is; at the first seed nobody answers."""
+        hosts = ",".join(f"127.0.0.1:{port}" for port in (*free_ports(1), self.nodes[0].port, self.nodes[1].port))
+        return f"redis+cluster://:{quote(PASSWORD, safe='')}@{hosts}"
 
     def start(self) -> None:
         """Start it and wait until all nodes serve."""
@@ -96,19 +106,35 @@ class Cluster:
         first, primaries = self.nodes[0], self.nodes[:3]
         for node, (low, high) in zip(primaries, SLOTS, strict=True):
             node.ask("CLUSTER", "ADDSLOTSRANGE", low, high)
-            node.ask("CLUSTER", "SET-CONFIG-EPOCH", node.port)
+            node.ask("CLUSTER", "SET-CONFIG-EPOCH", primaries.index(node) + 1)
         for node in self.nodes[1:]:
             node.ask("CLUSTER", "MEET", "127.0.0.1", first.port)
-        wait_for(lambda: all(node.info()["cluster_known_nodes"] == str(len(self.nodes)) for node in self.nodes))
+        wait_for(lambda: all(node.knows()["cluster_known_nodes"] == str(len(self.nodes)) for node in self.nodes))
         for primary, replica in zip(primaries, self.nodes[3:], strict=False):
-            replica.ask("CLUSTER", "REPLICATE", primary.ask("CLUSTER", "MYID"))
-        wait_for(lambda: all(node.info()["cluster_state"] == "ok" for node in self.nodes))
-        for replica in self.nodes[3:]:
-            wait_for(partial(in_step, replica))
+            replica.ask("CLUSTER", "REPLICATE", primary.id)
+        wait_for(lambda: all(node.knows()["cluster_state"] == "ok" for node in self.nodes))
+        wait_for(lambda: all(replica.in_step() for replica in self.nodes[3:]))
 
-    def of(self, slot: int) -> Node:
-        """The primary that has a slot at first."""
-        return next(node for node, (low, high) in zip(self.nodes, SLOTS, strict=False) if low <= slot <= high)
+    def begin_move(self, slot: int, source: Node, target: Node) -> None:
+        """A slot is on its way from here on."""
+        target.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", source.id)
+        source.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", target.id)
+
+    def move_key(self, source: Node, target: Node, key: str) -> None:
+        """Move one key of such a slot."""
+        source.ask("MIGRATE", "127.0.0.1", target.port, key, 0, 5000, "AUTH", PASSWORD)
+
+    def move_keys(self, slot: int, source: Node, target: Node) -> None:
+        """Move what is left of it."""
+        while keys := source.ask("CLUSTER", "GETKEYSINSLOT", slot, 5):
+            for key in keys:
+                self.move_key(source, target, key)
+
+    def end_move(self, slot: int, target: Node) -> None:
+        """The slot is the target's."""
+        target.ask("CLUSTER", "SETSLOT", slot, "NODE", target.id)
+        for node in self.nodes:
+            node.ask("CLUSTER", "SETSLOT", slot, "NODE", target.id)
 
     def close(self) -> None:
         """End it."""

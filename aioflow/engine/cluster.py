@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from functools import lru_cache
@@ -224,14 +223,14 @@ class ClusterWire:
     async def ask(self, commands: Sequence[Command], seconds: float | None = None) -> list[Any]:
         """Send and read, as SocketWire does; commands without a key go along with those before them.
 
-        Raises redis' ConnectionError as well where a slot moved between writes and their proof.
+        The deadline is that of each node: a pop that is sent on blocks as long as at first. Raises redis'
+        ConnectionError as well where a slot moved between writes and their proof.
         """
         keys = [key_of(command) for command in commands]
         slots = {slot_of(key) for key in keys if key is not None}
         if len(slots) != 1:
             raise driver.ClusterCrossSlotError("a pipeline is of keys of one slot")
         (slot,) = slots
-        ends = time.monotonic() + (seconds or self._seconds)
         async with asyncio.timeout(seconds or self._seconds):
             address = await self._nodes.owner(slot)
         sent = list(map(guarded, commands, keys))
@@ -239,7 +238,7 @@ class ClusterWire:
         left, asking = list(range(len(sent))), False
         for _ in range(MOST_TRIPS):
             trip = [(("ASKING",), sent[index]) if asking and keys[index] else (sent[index],) for index in left]
-            answers = iter(await self._trip(address, [command for step in trip for command in step], ends))
+            answers = iter(await self._trip(address, [command for step in trip for command in step], seconds))
             for index, step in zip(left, trip, strict=True):
                 replies[index] = [next(answers) for _ in step][-1]
             left, redirection = redirected(replies, keys, left)
@@ -250,12 +249,12 @@ class ClusterWire:
             address, asking = self._nodes.told(slot, address, redirection)
         raise driver.TryAgainError(f"slot {slot} is on its way from node to node")
 
-    async def _trip(self, address: Address, commands: list[Command], ends: float) -> list[Any]:
+    async def _trip(self, address: Address, commands: list[Command], seconds: float | None) -> list[Any]:
         wire = self._wires.get(address)
         if wire is None:
             wire = self._wires[address] = self._connect(address)
         try:
-            return await wire.ask(commands, max(0.001, ends - time.monotonic()))
+            return await wire.ask(commands, seconds)
         except (driver.RedisError, OSError):
             self._nodes.doubt(address)
             raise
