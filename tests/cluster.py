@@ -53,6 +53,7 @@ class Node:
             arguments=(
                 *("--port", str(port), "--bind", "127.0.0.1", "--cluster-enabled", "yes"),
                 *("--cluster-node-timeout", "1000", "--cluster-replica-validity-factor", "0"),
+                *("--cluster-require-full-coverage", "no"),
                 *("--repl-diskless-sync-delay", "0", "--requirepass", PASSWORD, "--masterauth", PASSWORD),
                 *("--appendonly", "yes", "--appendfsync", "always", *arguments),
             )
@@ -72,6 +73,11 @@ class Node:
         """CLUSTER INFO."""
         told: dict[str, str] = self.admin.cluster("INFO")
         return told
+
+    def owns(self, slot: int) -> bool:
+        """Whether a slot is its own."""
+        ranges = self.ask("CLUSTER", "SLOTS")
+        return any(low <= slot <= high and primary[1] == self.port for low, high, primary, *_ in ranges)
 
     def in_step(self) -> bool:
         """Whether it follows its primary."""

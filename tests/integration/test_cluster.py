@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 import signal
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,8 +23,14 @@ from aioflow.engine.connect import check_url, shown
 from aioflow.engine.keys import Queue
 from aioflow.engine.records import NewJob
 from aioflow.engine.store import Store
-from tests.cluster import PASSWORD, Cluster, Node
+from aioflow.settings import load_settings
+from aioflow.testing.draining import drain
+from services.payments.api import service as payments
+from tests.cluster import PASSWORD, Cluster, Node, free_ports
 from tests.integration.scripts.state import new
+from tests.services.test_payments_api import served
+from tests.serving import ROOT
+from tests.valkey import Valkey
 from tests.waiting import in_state, wait_until
 
 
@@ -83,6 +92,16 @@ async def store(cluster: Cluster) -> AsyncIterator[Store]:
     made = Store(cluster.url, name="aioflow:test")
     yield made
     await made.close()
+
+
+@pytest.fixture
+def alone() -> Iterator[int]:
+    """The port of a server without a cluster."""
+    (port,) = free_ports(1)
+    server = Valkey(arguments=("--port", str(port)))
+    server.start()
+    yield port
+    server.close()
 
 
 def slot_of(namespace: str, service: str) -> int:
@@ -154,6 +173,52 @@ async def test_jobs_of_services_on_all_nodes_are_submitted_at_once(
         await settled(handles)
         many = await asyncio.gather(*(runtime.submit_many(task, range(40)) for task in shop.tasks))
         await settled([handle for some in many for handle in some])
+
+
+async def test_a_drain_waits_for_what_is_emitted_from_node_to_node(
+    cluster: Cluster, namespace: str, shop: Shop
+) -> None:
+    async with Runtime(shop.services, redis=cluster.url, namespace=namespace) as runtime:
+        for _ in range(5):
+            await shop.order.submit_many(list(range(20)))
+            await drain(runtime, timeout=20)
+            assert sorted(shop.booked) == list(range(20))
+            shop.booked.clear()
+
+
+async def test_payments_are_served_from_a_cluster(cluster: Cluster, namespace: str) -> None:
+    settings = load_settings(redis=cluster.url, namespace=namespace)
+    payment = {"payer_id": "alice", "recipient_id": "shop", "amount": 1250}
+    async with (
+        Runtime([payments], settings=settings) as runtime,
+        served(runtime) as api,
+        api.session.post(f"{api.url}/payments", json=payment, headers={"Prefer": "wait=10"}) as answer,
+    ):
+        assert answer.status == 200, await answer.text()
+        await drain(runtime, timeout=20)
+        async with api.session.get(f"{api.url}/payers/alice/payments") as listed:
+            assert listed.status == 200, await listed.text()
+
+
+async def test_the_command_line_takes_its_url(cluster: Cluster, namespace: str) -> None:
+    async def run(*words: str) -> Any:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "aioflow", *words, "--redis", cluster.url, "--json"),
+            stdout=asyncio.subprocess.PIPE,
+            stdin=asyncio.subprocess.DEVNULL,
+            env={**os.environ, "AIOFLOW_NAMESPACE": namespace},
+            cwd=ROOT,
+        )
+        out, _ = await process.communicate()
+        assert process.returncode == 0, out
+        return json.loads(out)
+
+    payment = '{"payer_id": "alice", "recipient_id": "shop", "amount": 1250}'
+    load = await run("load", "payments.charge", payment, "--jobs", "50")
+    assert load["accepted"] == 50, load
+    assert PASSWORD not in str(load)
+    status = await run("status")
+    assert "50" in str(status), status
 
 
 # ---- receipts
@@ -345,44 +410,62 @@ async def test_no_script_of_a_queue_runs_while_its_slot_is_on_its_way(
     assert (await part.sizes(queue)).open == 2
 
 
+@pytest.mark.parametrize("way", ["key by key", "as a whole"])
 async def test_a_slot_moves_under_load_and_nothing_is_lost_or_doubled(
-    cluster: Cluster, namespace: str, shop: Shop
+    cluster: Cluster, namespace: str, shop: Shop, way: str
 ) -> None:
     slot, (_, source, target) = slot_of(namespace, "shop"), cluster.nodes
-    stopping = False
+    stopping, refused = False, 0
 
     async def submit(runtime: Runtime, first: int) -> list[Handle[int]]:
+        nonlocal refused
         handles: list[Handle[int]] = []
         while not stopping:
             number = first + len(handles)
             try:
                 handles.append(await runtime.submit(shop.sell, number, id=f"n{number}"))
             except StoreUnavailable:
+                refused += 1
                 await asyncio.sleep(0.005)
         return handles
+
+    async def move(here: Node, there: Node) -> None:
+        before = refused
+        if way == "as a whole":
+            if "valkey_version" not in here.admin.info("server"):
+                pytest.skip("Valkey 9 and newer move a slot as a whole")
+            await asyncio.to_thread(here.ask, "CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", slot, slot, "NODE", there.id)
+            await wait_until(lambda: there.owns(slot))
+            return
+        await asyncio.to_thread(cluster.begin_move, slot, here, there)
+        for key in here.ask("CLUSTER", "GETKEYSINSLOT", slot, 100):
+            so_far = refused
+            await asyncio.to_thread(cluster.move_key, here, there, key)
+            while refused == so_far:  # noqa: ASYNC110 - by submits, which have nothing to wait for
+                await asyncio.sleep(0.005)
+        await asyncio.to_thread(cluster.move_keys, slot, here, there)
+        await asyncio.to_thread(cluster.end_move, slot, there)
+        assert refused > before
 
     async with Runtime(shop.services, redis=cluster.url, namespace=namespace) as runtime:
         submitters = [asyncio.create_task(submit(runtime, 100_000 * number)) for number in range(4)]
         for here, there in ((source, target), (target, source)):
             sold = await runtime.redis.hlen(runtime.key(shop.shop, "sold"))
 
-            async def goes_on(sold: int = sold) -> bool:
-                return await runtime.redis.hlen(runtime.key(shop.shop, "sold")) > sold + 100
+            async def goes_on(more_than: int = sold) -> bool:
+                return await runtime.redis.hlen(runtime.key(shop.shop, "sold")) > more_than + 100
 
             await wait_until(goes_on)
-            await asyncio.to_thread(cluster.begin_move, slot, here, there)
-            await asyncio.to_thread(cluster.move_keys, slot, here, there)
-            await asyncio.to_thread(cluster.move_keys, slot, here, there)
-            await asyncio.to_thread(cluster.end_move, slot, there)
+            await move(here, there)
             await wait_until(goes_on)
         stopping = True
         handles = [handle for some in await asyncio.gather(*submitters) for handle in some]
         await settled(handles)
-        sold_numbers = await runtime.redis.hgetall(runtime.key(shop.shop, "sold"))
-        assert set(sold_numbers.values()) == {b"1"}
-        assert len(sold_numbers) == len(handles)
+        times_sold = await runtime.redis.hgetall(runtime.key(shop.shop, "sold"))
+        assert set(times_sold.values()) == {b"1"}
+        assert len(times_sold) == len(handles)
         await wait_until(lambda: len(shop.booked) >= len(handles))
-        assert sorted(shop.booked) == sorted(int(number) for number in sold_numbers)
+        assert sorted(shop.booked) == sorted(int(number) for number in times_sold)
 
 
 # ---- nodes that die
@@ -462,8 +545,11 @@ def test_another_url_is_refused_and_shows_no_password(end: str) -> None:
 
 
 async def test_a_server_that_is_no_cluster_and_a_wrong_password_are_said(
-    cluster: Cluster, namespace: str, shop: Shop
+    cluster: Cluster, alone: int, namespace: str, shop: Shop
 ) -> None:
+    with pytest.raises(ConfigError, match=r"is no node of a cluster; use redis://"):
+        async with Runtime(shop.services, redis=f"redis+cluster://127.0.0.1:{alone}", namespace=namespace):
+            pytest.fail("it was started")
     port = cluster.nodes[0].port
     with pytest.raises(StoreUnavailable, match=r"no node of the cluster says who owns which slot .*password"):
         async with Runtime(shop.services, redis=f"redis+cluster://:wrong@127.0.0.1:{port}", namespace=namespace):
