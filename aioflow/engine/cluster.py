@@ -14,10 +14,14 @@ Sources: Redis documentation, "Redis cluster specification"; Valkey, getNodeByQu
 from __future__ import annotations
 
 import asyncio
+import math
 import random
+import time
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from functools import lru_cache
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
@@ -36,6 +40,8 @@ FORM = "redis+cluster://user:password@host:6379,host:6379"
 DEFAULT_PORT = 6379
 SECONDS = 1.0
 """For one node to say who owns which slot."""
+FRESH_SECONDS = 0.1
+"""For so long nobody is asked again."""
 MOST_ASKED = 8
 """Nodes that are asked for that, one after another."""
 MOST_TRIPS = 5
@@ -110,10 +116,11 @@ class Nodes:
         self._seeds = list(seeds)
         self._connect = connect
         self._wires: dict[Address, SocketWire] = {}
-        self._owners: dict[int, Address] = {}
+        self._ranges: list[tuple[int, int, Address]] = []  # first and last slot; in order
+        self._moved: dict[int, Address] = {}  # since those were heard
         self._known: set[Address] = set()
         self._doubted: set[Address] = set()
-        self._heard = 0
+        self._heard_at = -math.inf
         self._refreshing = asyncio.Lock()
         self.users: list[User] = []
 
@@ -122,19 +129,27 @@ class Nodes:
 
     async def owner(self, slot: int) -> Address:
         """The node that owns a slot. Raises redis' errors where nobody says so."""
-        address = self._owners.get(slot)
+        address = self._owner(slot)
         if address is None or address in self._doubted:
-            await self._refresh(self._heard)
-            address = self._owners.get(slot)
+            await self._refresh()
+            address = self._owner(slot)
         if address is None:
             raise driver.ClusterDownError(f"no node of the cluster serves slot {slot}")
         return address
 
+    def _owner(self, slot: int) -> Address | None:
+        if slot in self._moved:
+            return self._moved[slot]
+        index = bisect_right(self._ranges, slot, key=itemgetter(0)) - 1
+        if index < 0 or slot > self._ranges[index][1]:
+            return None
+        return self._ranges[index][2]
+
     async def primaries(self) -> list[Address]:
         """Every node that owns slots."""
-        if not self._owners or self._doubted:
-            await self._refresh(self._heard)
-        return sorted(set(self._owners.values()))
+        if not self._ranges or self._doubted:
+            await self._refresh()
+        return sorted({address for *_, address in self._ranges} | set(self._moved.values()))
 
     def doubt(self, address: Address) -> None:
         """A node did not answer, or does not serve: who owns its slots is asked before anything is sent there."""
@@ -145,7 +160,7 @@ class Nodes:
         address = (error.host or by[0], error.port)
         if not isinstance(error, driver.MovedError):
             return address, True
-        self._owners[slot] = address
+        self._moved[slot] = address
         self._known.add(address)
         self._doubted.add(by)  # its other slots may have moved as well
         return address, False
@@ -156,10 +171,11 @@ class Nodes:
         known.sort(key=self._doubted.__contains__)
         return list(dict.fromkeys([*known, *self._seeds]))[:MOST_ASKED]
 
-    async def _refresh(self, heard: int) -> None:
+    async def _refresh(self) -> None:
+        """Ask, unless it was heard just now: while a node is away, every call to it would ask."""
         async with self._refreshing:
-            if self._heard != heard:
-                return  # another call has asked meanwhile
+            if time.monotonic() < self._heard_at + FRESH_SECONDS:
+                return
             self._take(*await self._ask())
             gone = self._wires.keys() - self._known - set(self._seeds)
             for address in gone:
@@ -168,16 +184,17 @@ class Nodes:
                 await user.retain(self._known)
 
     def _take(self, by: Address, ranges: Sequence[Any]) -> None:
-        owners: dict[int, Address] = {}
         known: set[Address] = set()
+        owned: list[tuple[int, int, Address]] = []
         for first, last, *nodes in ranges:
             # A node that does not know how it is reached is where it was asked.
             addresses = [((host or by[0].encode()).decode(), port) for host, port, *_ in nodes]
             known.update(addresses)
-            owners.update(dict.fromkeys(range(first, last + 1), addresses[0]))
-        self._owners, self._known = owners, known
+            owned.append((first, last, addresses[0]))
+        self._ranges, self._known = sorted(owned), known
+        self._moved.clear()
         self._doubted.clear()
-        self._heard += 1
+        self._heard_at = time.monotonic()
 
     async def _ask(self) -> tuple[Address, Sequence[Any]]:
         failed: Exception = driver.ConnectionError("no node is known")
@@ -255,13 +272,13 @@ class ClusterWire:
             wire = self._wires[address] = self._connect(address)
         try:
             return await wire.ask(commands, seconds)
-        except (driver.RedisError, OSError):
-            self._nodes.doubt(address)
-            raise
         except StoreUnavailable:
             if self._wires.get(address) is wire:
                 raise
             raise driver.ConnectionError(f"{address[0]}:{address[1]} has left the cluster") from None
+        except BaseException:
+            self._nodes.doubt(address)  # also where its caller would not wait any longer
+            raise
 
     async def retain(self, known: AbstractSet[Address]) -> None:
         """Close the connections to all other nodes."""

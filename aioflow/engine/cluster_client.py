@@ -113,8 +113,12 @@ class ClusterClient(Redis):
                 return await send(self._client(address), asking)
             except driver.AskError as error:
                 address, asking = self._nodes.told(slot, address, error)
-            except (driver.ConnectionError, driver.TimeoutError, driver.ClusterDownError, OSError):
-                self._nodes.doubt(address)
+            except driver.ResponseError as error:
+                if isinstance(error, driver.ClusterDownError):
+                    self._nodes.doubt(address)
+                raise
+            except BaseException:
+                self._nodes.doubt(address)  # also where its caller would not wait any longer
                 raise
         raise driver.TryAgainError(f"slot {slot} is on its way from node to node")
 
