@@ -309,11 +309,14 @@ class Runtime(Client):
             await asyncio.wait(late, timeout=CANCEL_SECONDS)
 
     async def _write_last(self) -> None:
-        for pool in self._pools:
-            await pool.settles.drain()
-            await pool.release_rest()
+        # Side by side: in a cluster the node of one may be away.
+        await asyncio.gather(*(self._write_last_of(pool) for pool in self._pools))
         if self._submitter is not None:
             await self._submitter.drain()
+
+    async def _write_last_of(self, pool: Pool) -> None:
+        await pool.settles.drain()
+        await pool.release_rest()
 
     async def _say_goodbye(self) -> None:
         """What others would do soon, if it were left undone."""

@@ -18,7 +18,8 @@ from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.client import Pipeline
 from redis.asyncio.connection import Connection
 
-from aioflow.engine.cluster import MOST_TRIPS, SECONDS, Address, Nodes, slot_of
+from aioflow.engine.cluster import SECONDS, Address, Nodes, slot_of
+from aioflow.engine.cluster_wire import MOST_TRIPS
 
 T = TypeVar("T")
 

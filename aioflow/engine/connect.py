@@ -26,6 +26,7 @@ from redis.maint_notifications import MaintNotificationsConfig
 
 from aioflow.engine import cluster, sentinel
 from aioflow.engine.cluster_client import ClusterClient, ToAnyNode
+from aioflow.engine.cluster_wire import ClusterWire
 from aioflow.errors import ConfigError, StoreUnavailable
 
 ROUND_TRIP_SECONDS = 5.0
@@ -200,7 +201,7 @@ class Clients:
         self._url = url
         self._name = name
         self._made: list[Redis] = []
-        self._wires: list[SocketWire | cluster.ClusterWire] = []
+        self._wires: list[SocketWire | ClusterWire] = []
         self._breaks = Breaks()
         self._finder: sentinel.Finder | None = None
         self.nodes: cluster.Nodes | None = None
@@ -246,9 +247,9 @@ class Clients:
         """What scripts are sent over: at most so many round trips at a time."""
         if self.in_memory:
             return ClientWire(self.make(connections, blocking=True))
-        wire: SocketWire | cluster.ClusterWire
+        wire: SocketWire | ClusterWire
         if self.nodes is not None:
-            wire = cluster.ClusterWire(self.nodes, partial(self._node_wire, connections), ROUND_TRIP_SECONDS)
+            wire = ClusterWire(self.nodes, partial(self._node_wire, connections), ROUND_TRIP_SECONDS)
         else:
             wire = SocketWire(self._pool(connections, None), connections, self._breaks)
         self._wires.append(wire)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from redis.asyncio.client import Pipeline
@@ -23,6 +23,11 @@ def ask_sizes(pipeline: Pipeline, queue: Queue) -> None:
     for part in ("scheduled", "ready", "running", "done", "dead", "open"):
         pipeline.zcard(queue.keys[part])
     pipeline.zrange(queue.keys["open"], 0, 0, withscores=True)
+
+
+def memory_share_of(memory: Mapping[str, Any]) -> float:
+    """used_memory as a share of maxmemory, of INFO's answer."""
+    return float(memory["used_memory"]) / memory["maxmemory"] if memory.get("maxmemory") else 0.0
 
 
 def sizes_of(replies: Sequence[Any]) -> Sizes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from redis import exceptions as driver
+from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 
 from aioflow.engine import scripts
@@ -32,7 +34,7 @@ from aioflow.engine.records import (
     Settlement,
     Sizes,
 )
-from aioflow.engine.rows import ask_sizes, job_info, parse_result, sizes_of
+from aioflow.engine.rows import ask_sizes, job_info, memory_share_of, parse_result, sizes_of
 from aioflow.engine.scripts import Script
 from aioflow.errors import NotFound, ProtocolError, StoreUnavailable
 from aioflow.job import JobInfo, State
@@ -43,6 +45,8 @@ RUNNER_MS = 15_000
 """A runtime that was noted before is gone: reap notes it every 10 s, when its turn comes."""
 
 
+MEMORY_SECONDS = 1.0
+"""How long a node of a cluster may take to say how full it is."""
 RECEIPT_WIRES = 3
 """As many flushes of one durability may be under way: two of single submits and one of many."""
 
@@ -415,11 +419,22 @@ class Store(Caller):
         """used_memory as a share of maxmemory, of the fullest server; 0 where no maxmemory is set."""
         if self.in_memory:
             return 0.0
-        shares = [
-            float(memory["used_memory"]) / memory["maxmemory"] if memory.get("maxmemory") else 0.0
-            for memory in await self._infos("memory")
-        ]
-        return max(shares)
+        if self.has_parts:
+            return max(map(memory_share_of, await self._memories()))
+        return memory_share_of(await self._command(lambda: self.redis.info("memory")))
+
+    async def _memories(self) -> list[dict[str, Any]]:
+        """Of the nodes that answer soon: one that is away must not keep those waiting who do not need it."""
+
+        async def ask(server: Redis) -> Any:
+            async with asyncio.timeout(MEMORY_SECONDS):
+                return await server.info("memory")
+
+        asked = [ask(server) for server in await self._command(self._servers)]
+        found = [memory for memory in await asyncio.gather(*asked, return_exceptions=True) if isinstance(memory, dict)]
+        if not found:
+            raise StoreUnavailable("no node of the cluster says how full it is")
+        return found
 
     async def lacks_fsync(self) -> str | None:
         """Why a server gives no receipts of "fsync", and what to change; None where each does."""
@@ -442,15 +457,9 @@ class Store(Caller):
 
     async def replicas(self) -> int:
         """How many replicas follow the server; in a cluster, the one that has the fewest."""
-        followed = [
-            int(about.get("connected_slaves", 0)) if about.get("role") == "master" else 0
-            for about in await self._infos("replication")
-        ]
-        return min(followed)
-
-    async def _infos(self, section: str) -> list[dict[str, Any]]:
         servers = await self._command(self._servers)
-        return [await self._command(partial(server.info, section)) for server in servers]
+        abouts = [await self._command(partial(server.info, "replication")) for server in servers]
+        return min(int(about.get("connected_slaves", 0)) if about.get("role") == "master" else 0 for about in abouts)
 
     async def totals(self, queue: Queue) -> dict[str, int]:
         """The queue's counters, which only grow."""

@@ -19,6 +19,7 @@ from aioflow import ConfigError, Handle, Job, JobCancelled, NotFound, Runtime, S
 from aioflow.engine import cluster as engine
 from aioflow.engine import receipts
 from aioflow.engine.cluster_client import slot_of_command
+from aioflow.engine.cluster_wire import redirected
 from aioflow.engine.connect import check_url, shown
 from aioflow.engine.keys import Queue
 from aioflow.engine.records import NewJob
@@ -274,12 +275,12 @@ async def test_a_stopped_replica_gives_no_receipt_for_the_jobs_of_its_node(
 async def test_writes_and_their_proof_are_sent_on_together_or_not_at_all() -> None:
     moved, write, proof = driver.MovedError("1 a:1"), "write", None
     keys = [write, write, proof, write]
-    assert engine.redirected([1, 1, 1, 1], keys, [0, 1, 2, 3]) == ([], None)
-    assert engine.redirected([moved, moved, 0, 1], keys, [0, 1, 2, 3]) == ([0, 1, 2], moved)
-    assert engine.redirected([1, 1, 1, moved], keys, [0, 1, 2, 3]) == ([3], moved)
-    assert engine.redirected([1, moved, 1, moved], [write] * 4, [0, 1, 2, 3]) == ([1, 3], moved)
+    assert redirected([1, 1, 1, 1], keys, [0, 1, 2, 3]) == ([], None)
+    assert redirected([moved, moved, 0, 1], keys, [0, 1, 2, 3]) == ([0, 1, 2], moved)
+    assert redirected([1, 1, 1, moved], keys, [0, 1, 2, 3]) == ([3], moved)
+    assert redirected([1, moved, 1, moved], [write] * 4, [0, 1, 2, 3]) == ([1, 3], moved)
     with pytest.raises(driver.ConnectionError, match="between writes and their proof"):
-        engine.redirected([1, moved, 1, 1], keys, [0, 1, 2, 3])
+        redirected([1, moved, 1, 1], keys, [0, 1, 2, 3])
 
 
 # ---- scripts, clocks, plain commands
