@@ -207,7 +207,7 @@ class Runtime(Client):
         submitter = Submitter(store, self._claimers, self._spawn)
         self.durability = await submitter.choose(self.settings.durability)
         for task, queue in self._queues.items():
-            await store.configure(queue, task.options.bound)
+            await store.part(queue).configure(queue, task.options.bound)
         self._submitter = submitter
         self._results = results = Results(store)
         self._inbox = inbox = Inbox(
@@ -243,14 +243,15 @@ class Runtime(Client):
             resources = self._lifespans.resources.get(task.service.name)
             circuit = Circuit(task.options.breaker, task.full_name) if task.options.breaker else None
             middleware = (*([circuit] if circuit else ()), *self._middleware, *task.service.middleware)
-            relay = Relay(queue, store, [known.full_name for known in self._queues])
+            part = store.part(queue)
+            relay = Relay(queue, part, [known.full_name for known in self._queues])
             self._relays.append(relay)
             concurrency = task.options.concurrency if self._workers is True else int(self._workers)
             executor = Executor(task, resources, self.name, encode, middleware, concurrency)
             executor.open()
-            pool = Pool(task, queue, store, executor, concurrency, alone, relay.emitted, circuit, _crew_of(task))
-            maintenance = Maintenance(queue, task.options, store, relay, self.id)
-            claimer = Claimer(pool, store, self.id, maintenance.runners)
+            pool = Pool(task, queue, part, executor, concurrency, alone, relay.emitted, circuit, _crew_of(task))
+            maintenance = Maintenance(queue, task.options, part, relay, self.id)
+            claimer = Claimer(pool, part, self.id, maintenance.runners)
             self._pools.append(pool)
             self._claimers[queue] = claimer
             self._maintenance.append(maintenance)
@@ -272,7 +273,7 @@ class Runtime(Client):
 
     def _enlist(self, store: Store, inbox: Inbox) -> None:
         about = partial(self._control.about, self.now_ms())
-        self._roster = Roster(store, Fleet(store, self.namespace), self.id, about, self._control.obey)
+        self._roster = Roster(Fleet(store, self.namespace), self.id, about, self._control.obey)
         self._enlisted = self._spawn(self._roster.run(), "list of runtimes")
         inbox.wanted.set()
 
@@ -363,11 +364,14 @@ class Runtime(Client):
             await asyncio.wait(late, timeout=CANCEL_SECONDS)
 
     async def _write_last(self) -> None:
-        for pool in self._pools:
-            await pool.settles.drain()
-            await pool.release_rest()
+        # Side by side: in a cluster the node of one may be away.
+        await asyncio.gather(*(self._write_last_of(pool) for pool in self._pools))
         if self._submitter is not None:
             await self._submitter.drain()
+
+    async def _write_last_of(self, pool: Pool) -> None:
+        await pool.settles.drain()
+        await pool.release_rest()
 
     async def _say_goodbye(self) -> None:
         """What others would do soon, if it were left undone."""

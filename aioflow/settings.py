@@ -19,7 +19,10 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="AIOFLOW_", extra="ignore")
 
-    redis: str = Field("embedded:", description="redis://, rediss://, unix://, redis+sentinel://, embedded: or memory:")
+    redis: str = Field(
+        "embedded:",
+        description="redis://, rediss://, unix://, redis+sentinel://, redis+cluster://, embedded: or memory:",
+    )
     data: Path = Field(Path(".aioflow"), description="Folder of the embedded server's data")
     namespace: str = Field("aioflow", description="What every Redis key begins with")
     durability: str | None = Field(

@@ -40,7 +40,10 @@ EXIT_CODES = (
 
 RedisOption = Annotated[
     str | None,
-    typer.Option("--redis", help="redis://, rediss://, unix://, redis+sentinel://, or embedded: where a server runs"),
+    typer.Option(
+        "--redis",
+        help="redis://, rediss://, unix://, redis+sentinel://, redis+cluster://, or embedded: where a server runs",
+    ),
 ]
 DataOption = Annotated[str | None, typer.Option("--data", help="Folder of the embedded server's data")]
 NamespaceOption = Annotated[str | None, typer.Option("--namespace", help="What every Redis key begins with")]

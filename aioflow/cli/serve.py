@@ -42,7 +42,8 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on")] = None,
     port: Annotated[str | None, typer.Option(help="Port to listen on; 0 takes a free one", metavar="NUMBER")] = None,
     redis: Annotated[
-        str | None, typer.Option(help="redis://, rediss://, unix://, redis+sentinel://, embedded: or memory:")
+        str | None,
+        typer.Option(help="redis://, rediss://, unix://, redis+sentinel://, redis+cluster://, embedded: or memory:"),
     ] = None,
     data: Annotated[str | None, typer.Option(help="Folder of the embedded server's data")] = None,
     workers: Annotated[

@@ -44,7 +44,7 @@ class Fleet:
     """The calls. Every method raises StoreUnavailable and ProtocolError."""
 
     def __init__(self, store: Store, namespace: str) -> None:
-        self._store = store
+        self.store = store.part(fleet_key(namespace, "seen", ""))
         self._namespace = namespace
 
     async def beat(self, runtime_id: str, about: Mapping[str, Any], gone_ms: int) -> tuple[int, dict[str, str]]:
@@ -69,9 +69,9 @@ class Fleet:
         return bool(await self._call("order", runtime_id, runtime_id, channel, name, value))
 
     async def _call(self, name: str, runtime_id: str, *words: str | bytes) -> Any:
-        script = scripts.load(f"fleet/{name}", plain=self._store.in_memory)
+        script = scripts.load(f"fleet/{name}", plain=self.store.in_memory)
         keys = [fleet_key(self._namespace, key, runtime_id) for key, _ in script.keys]
-        return await self._store.run_script(script, keys, words)
+        return await self.store.run_script(script, keys, words)
 
 
 def info_of(runtime_id: str, beat_ms: int, about: bytes) -> RuntimeInfo:

@@ -6,13 +6,13 @@ import asyncio
 import logging
 import time
 
+from aioflow.engine.records import NO_EVICTION
 from aioflow.engine.store import Store
 from aioflow.errors import ConfigError, ProtocolError, StoreUnavailable
 
 log = logging.getLogger(__name__)
 
 FRESH_SECONDS = 1.0
-NO_EVICTION = "noeviction"
 
 
 class MemoryGauge:

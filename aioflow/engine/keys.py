@@ -67,6 +67,12 @@ def fleet_key(namespace: str, part: str, runtime_id: str) -> str:
     return f"{key}:{runtime_id}" if part == "orders" else key
 
 
+def no_key(key: str) -> str | None:
+    """In the slot of a queue's key, one that nothing ever writes; None for a key that is no queue's."""
+    shard, mark, _ = key.partition("}:q:")
+    return f"{shard}{mark}" if mark else None
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Queue:
     """One task in one shard of one service, and the names of its keys; a runtime makes each once."""

@@ -12,6 +12,7 @@ from aioflow.engine.keys import Queue
 
 Durability = str
 """ "memory", "fsync" or "replicated:N"."""
+NO_EVICTION = "noeviction"
 MOST_JOBS = 1000
 """Jobs of one call, as the scripts check it."""
 EFFECT_COST = 50
@@ -127,7 +128,7 @@ class Memory:
 
     used: int = 0
     limit: int = 0
-    policy: str = "noeviction"
+    policy: str = NO_EVICTION
 
 
 @dataclass(frozen=True, slots=True)

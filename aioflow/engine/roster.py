@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from aioflow.engine.fleet import Fleet
-from aioflow.engine.store import Store
 from aioflow.errors import ProtocolError, StoreUnavailable
 
 log = logging.getLogger(__name__)
@@ -30,7 +29,6 @@ class Roster:
 
     def __init__(
         self,
-        store: Store,
         fleet: Fleet,
         runtime_id: str,
         about: Callable[[], Mapping[str, Any]],
@@ -38,7 +36,6 @@ class Roster:
     ) -> None:
         self.wanted = asyncio.Event()
         """Set it for a beat at once."""
-        self._store = store
         self._fleet = fleet
         self._id = runtime_id
         self._about = about
@@ -57,7 +54,7 @@ class Roster:
             try:
                 obeyed = await self._beat()
             except (StoreUnavailable, ProtocolError) as error:
-                await self._store.line.setback(error, "the list of runtimes")
+                await self._fleet.store.line.setback(error, "the list of runtimes")
                 continue
             if not obeyed:
                 with contextlib.suppress(TimeoutError):

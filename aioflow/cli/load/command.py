@@ -29,7 +29,10 @@ def load(
     url: Annotated[str | None, typer.Option(help="POST the payload there instead of submitting in process")] = None,
     redis: Annotated[
         str | None,
-        typer.Option(help="redis://, rediss://, unix://, redis+sentinel://, memory:, or embedded: where a server runs"),
+        typer.Option(
+            help="redis://, rediss://, unix://, redis+sentinel://, redis+cluster://, memory:, or embedded: where a "
+            "server runs"
+        ),
     ] = None,
     data: Annotated[str | None, typer.Option(help="Folder of the embedded server's data")] = None,
     workers: Annotated[
