@@ -47,7 +47,7 @@ def runtimes(
     """List the runtimes that run jobs or serve: host, pid, load, last heartbeat.
 
     A runtime that was killed stays on the list for a minute. Heartbeats come
-    every 5 seconds, in a large fleet less often.
+    every 10 seconds, in a fleet less often.
     """
     operate(Where(redis, data, namespace, None), lambda operator: show(operator, as_json), of_services=False)
 

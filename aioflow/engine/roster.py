@@ -17,9 +17,9 @@ from aioflow.errors import ProtocolError, StoreUnavailable
 
 log = logging.getLogger(__name__)
 
-BEAT_SECONDS = 5.0
-BEAT_SECONDS_OF_A_FLEET = 0.5
-"""Per runtime: together they send two beats a second at most."""
+BEAT_SECONDS = 10.0
+BEAT_SECONDS_OF_A_FLEET = 2.0
+"""Per runtime: together they send a beat every two seconds at most."""
 MISSED = 4
 """Beats after which a runtime is forgotten, and a minute at least."""
 
