@@ -57,7 +57,8 @@ class Note:
 
 def notes_in(path: Path) -> list[Note]:
     """The journal, by time."""
-    lines = [line.split() for line in path.read_text().splitlines()] if path.exists() else []
+    text = path.read_text() if path.exists() else ""
+    lines = [line.split() for line in text[: text.rfind("\n") + 1].splitlines()]
     return sorted(Note(int(at), int(runtime), int(process), what, job) for at, runtime, process, what, job in lines)
 
 
