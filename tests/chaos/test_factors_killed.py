@@ -20,7 +20,7 @@ from aiohttp import web
 from aioflow import Runtime, delivery
 from services.factors.compute import compute
 from services.factors.compute import service as factors
-from tests.chaos.noted_factors import JOURNAL, Note, most_at_once, notes_in
+from tests.chaos.journal import JOURNAL, Note, most_at_once, notes_in
 from tests.primes import check_answer, prime_of
 from tests.receiver import SECRET, Got, Receiver, receiver
 from tests.serving import ROOT, Serve

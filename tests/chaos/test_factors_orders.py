@@ -15,7 +15,7 @@ from aioflow import Runtime
 from services.factors.compute import compute
 from services.factors.compute import service as factors
 from services.factors.models import Question
-from tests.chaos.noted_factors import JOURNAL, notes_in
+from tests.chaos.journal import JOURNAL, notes_in
 from tests.serving import ROOT, Serve
 from tests.valkey import Valkey
 from tests.waiting import wait_until
