@@ -330,13 +330,14 @@ async def test_no_more_than_the_cap_at_a_time_and_processes_come_as_work_does(
             nonlocal most
             while True:
                 most = max(most, processes._alive, len(pool.running))
-                await asyncio.sleep(0)
+                await asyncio.sleep(0.002)
 
-        watching = asyncio.create_task(watch())
-        answers = await asyncio.gather(
-            *[get(api, number=str(10**20 + offset), headers={"Prefer": "wait=25"}) for offset in range(40)]
-        )
-        watching.cancel()
+        async with asyncio.TaskGroup() as group:
+            watching = group.create_task(watch())
+            answers = await asyncio.gather(
+                *[get(api, number=str(10**20 + offset), headers={"Prefer": "wait=25"}) for offset in range(40)]
+            )
+            watching.cancel()
         for offset, answer in enumerate(answers):
             check_answer(answer.body["result"], 10**20 + offset)
         assert most == 2
