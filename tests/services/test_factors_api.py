@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 from urllib.parse import quote
 
+import aiohttp
 import pytest
 
 from aioflow import JobFailed, Retry, Service
@@ -315,6 +316,7 @@ async def test_over_the_memory_budget_nothing_new_is_taken(valkey: Valkey, names
 # ---- at work
 
 
+@pytest.mark.timeout(90)  # two processes are started, and 40 numbers computed by them
 async def test_no_more_than_the_cap_at_a_time_and_processes_come_as_work_does(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -335,7 +337,7 @@ async def test_no_more_than_the_cap_at_a_time_and_processes_come_as_work_does(
         async with asyncio.TaskGroup() as group:
             watching = group.create_task(watch())
             answers = await asyncio.gather(
-                *[get(api, number=str(10**20 + offset), headers={"Prefer": "wait=25"}) for offset in range(40)]
+                *[get(api, number=str(10**20 + offset), headers={"Prefer": "wait=60"}) for offset in range(40)]
             )
             watching.cancel()
         for offset, answer in enumerate(answers):
@@ -356,7 +358,7 @@ def free_port() -> int:
         return port
 
 
-@pytest.mark.timeout(60)  # a process of each kind is started: the server's, its pool's and the receiver's
+@pytest.mark.timeout(120)  # a process of each kind is started: the server's, its pool's and the receiver's
 async def test_the_lines_of_the_readme_print_what_it_says_and_its_receiver_gets_the_answer(tmp_path: Path) -> None:
     commands = re.findall(r"^\$ (curl .+)\n(.+)$", README, re.MULTILINE)
     assert len(commands) == README.count("curl -s")
@@ -375,13 +377,17 @@ async def test_the_lines_of_the_readme_print_what_it_says_and_its_receiver_gets_
             sys.executable, "receiver.py", cwd=tmp_path, stdout=asyncio.subprocess.PIPE
         )
         await wait_until(lambda: is_taken(port), 20)
+        async with aiohttp.ClientSession() as session:  # the first question waits for the first process of the pool
+            there = session.get(f"{serve.url}{PATH}", params={"number": "1"}, headers={"Prefer": "wait=60"})
+            async with there as first:
+                assert first.status == 200
         for command, printed in commands:
             answer = await curl(command.replace(":9000", f":{port}"), serve.url)
             assert re.fullmatch(re.escape(printed).replace(r"\.\.\.", "[^{}]+?"), answer), (command, answer)
         assert receiving.stdout is not None
         line = await asyncio.wait_for(receiving.stdout.readline(), 20)
-        _, number, first = line.decode().split(maxsplit=2)
-        assert (number, "274177" in first) == ("18446744073709551617", True)
+        _, number, powers = line.decode().split(maxsplit=2)
+        assert (number, "274177" in powers) == ("18446744073709551617", True)
         assert await serve.stop() == 0
     finally:
         serve.close()
