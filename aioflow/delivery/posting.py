@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 MARGIN = 5.0
 """Seconds by which the task's time limit lies behind that of an attempt, which says more when it fails."""
+OF_THIS_MACHINE = ("embedded:", "memory:")
 HEADERS = {"Content-Type": "application/json", "User-Agent": "aioflow", "Accept": "*/*", "Accept-Encoding": "identity"}
 
 
@@ -120,8 +121,8 @@ def make_service(settings: DeliverySettings | None = None, *, resolver: Abstract
 
 
 async def own_secret(settings: Settings) -> str:
-    """The secret of the embedded server's folder; elsewhere a ConfigError, since each machine would have another."""
-    if settings.redis != "embedded:":
+    """The secret of the data folder where Redis is of this machine; else a ConfigError: each would have another."""
+    if settings.redis not in OF_THIS_MACHINE:
         raise ConfigError(
             f"deliveries cannot be signed: set {PREFIX}SECRETS, the same for all processes; "
             f"this makes a secret: {HOW_TO_MAKE}"

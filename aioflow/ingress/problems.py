@@ -116,7 +116,7 @@ def problem_of(error: Exception) -> Problem:
 def _validation_problem(error: ValidationError) -> Problem:
     found = error.errors(include_url=False, include_context=False, include_input=False)
     errors = [
-        (".".join(str(part) for part in item["loc"])[:LONGEST_FIELD] or "body", item["msg"])
+        (".".join(str(part) for part in item["loc"])[:LONGEST_FIELD] or "body", _message(item["type"], item["msg"]))
         for item in found[:MOST_ERRORS]
     ]
     if {item["type"] for item in found} <= {"json_invalid"}:
@@ -124,6 +124,11 @@ def _validation_problem(error: ValidationError) -> Problem:
     named = "; ".join(f"{field}: {message}" for field, message in errors)
     more = f"; and {len(found) - len(errors)} more" if len(found) > len(errors) else ""
     return Problem(422, named + more, errors=errors)
+
+
+def _message(kind: str, message: str) -> str:
+    """What a validator of the service's own said is for the client, that it raised a ValueError is not."""
+    return message.removeprefix("Value error, ") if kind == "value_error" else message
 
 
 def _sendable(text: str) -> str:

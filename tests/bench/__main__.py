@@ -114,7 +114,7 @@ async def bytes_of_finished_jobs(server: Valkey) -> float:
 
 async def payments(server: Valkey, *options: str) -> float:
     """Requests per second of POST /payments."""
-    serve = Serve("--redis", server.url, "--port", "0", *options)
+    serve = Serve("services.payments:service", "--redis", server.url, "--port", "0", *options)
     await serve.start()
     try:
         return await requests_per_second(serve.url, HTTP_SECONDS)

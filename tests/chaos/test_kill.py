@@ -157,7 +157,9 @@ async def check_payments(runtime: Runtime, accepted: set[str]) -> None:
 @pytest.mark.timeout(90)
 async def test_sigterm_under_load_finishes_or_gives_back_every_payment(own_valkey: Valkey, namespace: str) -> None:
     environment = {"AIOFLOW_NAMESPACE": namespace, "PAYMENTS_SIMULATED_LATENCY": "1.0"}
-    serve = Serve("--redis", own_valkey.url, "--port", "0", "--grace", "1", environment=environment)
+    serve = Serve(
+        "services.payments:service", "--redis", own_valkey.url, "--port", "0", "--grace", "1", environment=environment
+    )
     await serve.start()
     submitters = Submitters(serve.url)
     try:

@@ -111,6 +111,14 @@ def run_on(path: str) -> None:
     spin.handler(path)
 
 
+@service.task(cpu=True, concurrency=2, retry=Retry(attempts=2, base=0.01))
+def outlive(path: str, job: Job) -> int:
+    """Never ends at the first attempt, and says where it runs."""
+    if job.attempt == 1:
+        run_on.handler(path)
+    return job.attempt
+
+
 few = Service("few")
 
 

@@ -15,7 +15,18 @@ import pytest
 
 from aioflow import ConfigError, JobCancelled, JobFailed, Runtime, Service, State
 from tests.integration import cpu_tasks
-from tests.integration.cpu_tasks import Number, effects, run_on, service, spin, square, talk, unpackable, whereabouts
+from tests.integration.cpu_tasks import (
+    Number,
+    effects,
+    outlive,
+    run_on,
+    service,
+    spin,
+    square,
+    talk,
+    unpackable,
+    whereabouts,
+)
 from tests.serving import ROOT
 from tests.valkey import Valkey
 from tests.waiting import wait_until
@@ -119,6 +130,21 @@ async def test_the_time_limit_kills_the_process_of_that_job_only(runtime: Runtim
     assert lives(other)
 
 
+async def test_a_process_that_is_killed_costs_its_own_job_one_attempt(runtime: Runtime, tmp_path: Path) -> None:
+    handle = await outlive.submit(str(tmp_path / "pids"))
+    other = await run_on.submit(str(tmp_path / "other"))
+    beside = await pid_in(tmp_path / "other")
+    os.kill(await pid_in(tmp_path / "pids"), signal.SIGKILL)
+    assert await handle.result(20) == 2
+    status = await handle.status()
+    assert (status.failures, status.crashes) == (1, 0)
+    (failure,) = status.history
+    assert (failure.error, failure.message) == ("ProcessDied", "the process of the handler died, exit code -9")
+    assert lives(beside)
+    assert (await other.status()).attempt == 1
+    await other.cancel()
+
+
 async def test_a_cancel_kills_the_process(runtime: Runtime, tmp_path: Path) -> None:
     handle = await run_on.submit(str(tmp_path / "pids"))
     pid = await pid_in(tmp_path / "pids")
@@ -191,3 +217,6 @@ async def test_processes_come_as_work_does_and_sign_off(
         runtime.scale(-2)
         assert await (await cpu_tasks.where.submit(0.0)).result(20) in pids
     assert not any(map(lives, pids))
+    said = [record.getMessage() for record in caplog.records]
+    assert "few.where: a worker process comes, 2 are there" in said
+    assert "few.where: a worker process signs off, 1 are there" in said

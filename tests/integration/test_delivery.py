@@ -511,14 +511,15 @@ async def test_without_a_secret_it_does_not_start_and_says_how_to_make_one(start
         await runtime.submit("delivery.post", to("https://example.com/"))
 
 
-async def test_over_the_embedded_server_it_makes_a_secret_and_keeps_it(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("redis", ["embedded:", "memory:"])
+async def test_over_a_redis_of_this_machine_it_makes_a_secret_and_keeps_it(
+    redis: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
     made = delivery.make_service(DeliverySettings(allow=("127.0.0.1",)))
     async with receiver() as there:
         for _ in range(2):
-            async with Runtime([made], redis="embedded:", data=str(tmp_path)) as runtime:
+            async with Runtime([made], redis=redis, data=str(tmp_path)) as runtime:
                 await (await runtime.submit("delivery.post", to(there.url, number=1))).result(10)
         secret = (tmp_path / "delivery-secret").read_text().strip()
         assert [got.verified(secret) for got in there.got] == [{"number": 1}] * 2

@@ -10,14 +10,15 @@ import socket
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Annotated, Any
 
 import aiohttp
 import pytest
 from aiohttp import web
+from pydantic import AfterValidator, BaseModel
 from redis.asyncio import Redis
 
-from aioflow import ConfigError, Problem, Runtime, Service
+from aioflow import ConfigError, Problem, Runtime, Service, json_body
 from aioflow.cli.serve import bind
 from aioflow.engine import claimer
 from aioflow.ingress.app import make_app
@@ -189,6 +190,13 @@ async def test_a_fault_of_the_services_own_is_a_problem_and_logged_with_its_trac
 # ---- a function before the submit
 
 
+def lucky(number: int) -> int:
+    """A validator of a service's own."""
+    if number == 13:
+        raise ValueError("unlucky")
+    return number
+
+
 async def test_a_function_makes_the_payload_before_the_submit(valkey: Valkey, namespace: str) -> None:
     service = Service("demo")
 
@@ -223,6 +231,44 @@ async def test_a_function_makes_the_payload_before_the_submit(valkey: Valkey, na
             assert answer.status == 202
             assert answer.headers["Location"] == f"/double/{(await answer.json())['tracking_id']}"
         assert (await runtime.totals(double))["submitted"] == 2, "the same key is the same job"
+
+
+async def test_a_function_before_the_submit_reads_a_body_that_is_said_to_be_json(
+    valkey: Valkey, namespace: str
+) -> None:
+    service = Service("demo")
+
+    @service.task()
+    async def double(number: int) -> int:
+        return 2 * number
+
+    class Doubled(BaseModel):
+        number: Annotated[int, AfterValidator(lucky)]
+
+    async def from_body(request: web.Request, runtime: Runtime) -> int:
+        return Doubled.model_validate_json(await json_body(request)).number
+
+    service.post("/double", submits=double, before=from_body)
+    settings = load_settings(redis=valkey.url, namespace=namespace, body_limit=1024)
+    async with (
+        Runtime([service], settings=settings) as runtime,
+        answering(make_app(runtime)) as url,
+        aiohttp.ClientSession() as session,
+    ):
+        for body, kind, status, said in (
+            ('{"number": 21}', "application/json", 200, ""),
+            ('{"number": 21}', "text/plain", 415, "send application/json, not text/plain"),
+            ('{"number": 21}' + " " * 1024, "application/json", 413, "larger than this server takes"),
+            ('{"number": 21', "application/json", 400, "the body is not JSON"),
+            ('{"number": 13}', "application/json", 422, "number: unlucky"),
+        ):
+            headers = {"Content-Type": kind, "Prefer": "wait=10"}
+            async with session.post(f"{url}/double", data=body, headers=headers) as answer:
+                told = await answer.json(content_type=None)
+                assert (answer.status, said in told.get("detail", "")) == (status, True), told
+                if status == 422:
+                    assert told["errors"] == [{"field": "number", "message": "unlucky"}], "as the validator said it"
+        assert (await runtime.totals(double))["submitted"] == 1
 
 
 # ---- readiness

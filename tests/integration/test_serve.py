@@ -28,6 +28,7 @@ from aioflow.cli.serve import Server, bind
 from aioflow.settings import load_settings
 from services.payments.api import charge
 from services.payments.api import service as payments
+from tests.receiver import SECRET
 from tests.valkey import Valkey
 from tests.waiting import wait_until
 
@@ -64,7 +65,7 @@ class Serve:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "aioflow", "serve", *arguments],
                 cwd=cwd,
-                env={**clean, "PYTHONPATH": str(ROOT), **environment},
+                env={**clean, "PYTHONPATH": str(ROOT), "AIOFLOW_DELIVERY_SECRETS": SECRET, **environment},
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
@@ -158,7 +159,7 @@ async def test_it_says_where_it_listens_and_serves_until_sigterm(
     serve = start("--redis", "memory:", "--port", "0", "--pid-file", str(pid_file), "--log-format", "json", **SURE)
     said = await serve.greeting()
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+", said["url"])
-    assert (said["services"], said["redis"]) == ("payments", "memory:, receipts mean memory")
+    assert (said["services"], said["redis"]) == ("delivery, factors, payments", "memory:, receipts mean memory")
     assert pid_file.read_text() == f"{serve.process.pid}\n"
     assert await got(session, f"{said['url']}/healthz") == (200, {"status": "up"})
     assert await got(session, f"{said['url']}/readyz") == (200, {"status": "ready"})
@@ -446,6 +447,11 @@ async def test_settings_that_do_not_go_together_are_said_in_a_line(refuse: Start
 
 async def test_a_wrong_setting_of_a_service_is_said_in_a_line(refuse: Starter) -> None:
     assert "PAYMENTS_GATEWAY_URL" in await refused(refuse("--redis", "memory:", PAYMENTS_GATEWAY_URL="gateway"))
+
+
+async def test_deliveries_that_could_not_be_signed_are_said_in_a_line(refuse: Starter, valkey: Valkey) -> None:
+    said = await refused(refuse("--redis", valkey.url, AIOFLOW_DELIVERY_SECRETS=""))
+    assert "set AIOFLOW_DELIVERY_SECRETS" in said
 
 
 async def test_a_service_that_is_not_there_is_said_in_a_line(refuse: Starter) -> None:

@@ -1,0 +1,69 @@
+"""The routes: a question by GET or POST, and what became of it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+from aiohttp import web
+from pydantic import ValidationError
+
+from aioflow import JobInfo, Problem, Runtime, State, json_body
+from services.factors.compute import compute, service
+from services.factors.models import NewQuestion, Question
+
+__all__ = ["service"]
+
+SHOWN_OF_FAILURE = ("error", "message", "attempt")
+"""A traceback and the name of a worker are for the log, not for clients."""
+
+
+async def from_query(request: web.Request, _: Runtime) -> NewQuestion:
+    """The question in the parameters of a URL."""
+    twice = sorted(name for name in set(request.query) if len(request.query.getall(name)) > 1)
+    if twice:
+        said = [(name, "say it once") for name in twice]
+        raise Problem(422, "; ".join(f"{name}: {message}" for name, message in said), errors=said)
+    return NewQuestion.model_validate(dict(request.query))
+
+
+async def from_body(request: web.Request, _: Runtime) -> NewQuestion:
+    """The question in a JSON body."""
+    return NewQuestion.model_validate_json(await json_body(request))
+
+
+service.get("/compute_factors", submits=compute, before=from_query, location="/compute_factors/{id}")
+service.post("/compute_factors", submits=compute, before=from_body, location="/compute_factors/{id}")
+
+
+@service.get("/compute_factors/{tracking_id}")
+async def one(request: web.Request, runtime: Runtime) -> dict[str, Any]:
+    """One question: its state, its times, and its answer once there is one."""
+    return _of_job(await runtime.inspect(compute, request.match_info["tracking_id"]))
+
+
+def _of_job(info: JobInfo) -> dict[str, Any]:
+    waits = info.state in (State.SCHEDULED, State.READY)
+    shown: dict[str, Any] = {"tracking_id": info.id, "status": "queued" if waits else info.state.value}
+    shown |= {"number": _number(info.payload), "attempt": info.attempt, "submitted_at": _shown(info.submitted_ms)}
+    if info.state in (State.DONE, State.DEAD):
+        shown["finished_at"] = _shown(info.at_ms)
+    if info.state is State.DONE and info.result is not None:
+        shown["result"] = orjson.loads(info.result)
+    elif info.state is State.DEAD and info.result is not None:
+        failure = orjson.loads(info.result)
+        shown["failure"] = {name: failure[name] for name in SHOWN_OF_FAILURE if name in failure}
+    return shown
+
+
+def _number(payload: bytes) -> str | None:
+    """None where the record is gone, or holds no question: whoever wrote it did not come through this API."""
+    try:
+        return Question.model_validate_json(payload).number
+    except ValidationError:
+        return None
+
+
+def _shown(at_ms: int) -> str:
+    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
