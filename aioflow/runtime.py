@@ -439,6 +439,11 @@ class Runtime(Client):
         stuck = [repr(claimer) for claimer in self._claimers.values() if not claimer.healthy]
         return f"no progress lately: {', '.join(stuck)}" if stuck else None
 
+    @property
+    def works(self) -> bool:
+        """Whether it runs jobs, and does not only submit them."""
+        return self._workers is not False
+
     async def memory_share(self) -> float:
         """used_memory of Redis as a share of its maxmemory, a second old at most."""
         return 0.0 if self._gauge is None else await self._gauge.share()

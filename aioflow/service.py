@@ -495,6 +495,18 @@ class Service:
         self.routes.append(Route("POST", path, None, submits, location))
         return None
 
+    def put(self, path: str) -> Callable[[RouteHandler], RouteHandler]:
+        """Declare a route, as `get` does."""
+        return self._route("PUT", path)
+
+    def patch(self, path: str) -> Callable[[RouteHandler], RouteHandler]:
+        """Declare a route, as `get` does."""
+        return self._route("PATCH", path)
+
+    def delete(self, path: str) -> Callable[[RouteHandler], RouteHandler]:
+        """Declare a route, as `get` does; None that it returns becomes a 204, without a body."""
+        return self._route("DELETE", path)
+
     def _route(self, method: str, path: str) -> Callable[[RouteHandler], RouteHandler]:
         def declare(handler: RouteHandler) -> RouteHandler:
             self.routes.append(Route(method, path, handler, None, None))
