@@ -23,6 +23,7 @@ from pydantic import PydanticUserError, TypeAdapter
 
 from aioflow.errors import AioflowError, ConfigError
 from aioflow.job import Batch, Handle, Job
+from aioflow.load import Generator
 from aioflow.policy import DEFAULT_PRIORITY, PAYLOAD_LIMIT, Breaker, Retry, TaskOptions
 from aioflow.timeline import NAME, Timeline, TimelineStore, parse_keep
 
@@ -386,6 +387,7 @@ class Service:
         self.middleware = tuple(middleware)
         self.tasks: dict[str, Task[Any, Any]] = {}
         self.routes: list[Route] = []
+        self.generator: Generator | None = None
 
     def __repr__(self) -> str:
         return f"<Service {self.name} tasks={sorted(self.tasks)}>"
@@ -473,6 +475,14 @@ class Service:
     def store(self) -> TimelineStore:
         """Where this service's timelines are read."""
         return find_runtime(self, "it inside `async with Runtime(...)`, or use one runtime").timelines()
+
+    def load(self, generator: Generator) -> Generator:
+        """Declare what `aioflow load SERVICE` submits: an async context manager that takes `aioflow.load.LoadOptions`.
+
+        It yields an `aioflow.load.Load`. Used as a decorator, above `@asynccontextmanager`.
+        """
+        self.generator = generator
+        return generator
 
     def get(self, path: str) -> Callable[[RouteHandler], RouteHandler]:
         """Declare a route: the function takes (request, runtime) and returns what becomes JSON, or a response."""

@@ -10,9 +10,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
 SCRIPTS = Path(__file__).parent / "migrations"
+VERSIONS = "tracking_version"
 LOCK = 0x747261636B  # "track"
 WAIT_SECONDS = 20
 """How long it waits for another process that migrates."""
@@ -32,6 +36,8 @@ async def _migrate(url: str, connect_args: dict[str, Any]) -> None:
         if engine.dialect.name == "sqlite":
             async with engine.connect() as connection:
                 await connection.exec_driver_sql("PRAGMA journal_mode=WAL")  # of the file, not of the connection
+        if await _is_current(engine):
+            return
         async with engine.begin() as connection:
             if engine.dialect.name == "sqlite":
                 await connection.exec_driver_sql("BEGIN IMMEDIATE")
@@ -43,6 +49,18 @@ async def _migrate(url: str, connect_args: dict[str, Any]) -> None:
         await engine.dispose()
 
 
+async def _is_current(engine: AsyncEngine) -> bool:
+    """Whether nothing is missing: asked without Alembic, whose import takes longer than all the rest of a start."""
+    from sqlalchemy import inspect
+
+    newest = max(path.name.partition("_")[0] for path in (SCRIPTS / "versions").glob("[0-9]*.py"))
+    async with engine.connect() as connection:
+        if not await connection.run_sync(lambda sync: inspect(sync).has_table(VERSIONS)):
+            return False
+        found = await connection.exec_driver_sql(f"SELECT version_num FROM {VERSIONS}")  # noqa: S608 - a constant
+        return found.scalars().all() == [newest]
+
+
 def _upgrade(connection: Any) -> None:
     logging.getLogger("alembic").setLevel(logging.WARNING)  # before it is imported: it tells of its plugins then
     from alembic import command
@@ -51,5 +69,5 @@ def _upgrade(connection: Any) -> None:
     config = Config()
     config.set_main_option("script_location", str(SCRIPTS).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
-    config.attributes["connection"] = connection
+    config.attributes |= {"connection": connection, "versions": VERSIONS}
     command.upgrade(config, "head")

@@ -4,5 +4,7 @@ from __future__ import annotations
 
 from alembic import context
 
-context.configure(connection=context.config.attributes["connection"], version_table="tracking_version")
+context.configure(
+    connection=context.config.attributes["connection"], version_table=context.config.attributes["versions"]
+)
 context.run_migrations()
