@@ -353,6 +353,8 @@ class Route:
     submits: Task[Any, Any] | None
     location: str | None
     """Path of an accepted job, with {id}; for the Location header."""
+    before: Callable[..., Awaitable[Any]] | None = None
+    """Makes the payload of a request; without, its JSON body is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -369,6 +371,7 @@ class ServiceScript:
 
 
 RouteHandler = TypeVar("RouteHandler", bound=Callable[..., Awaitable[Any]])
+Before = Callable[..., Awaitable[Any]]
 Lifespan = Callable[[Any], AbstractAsyncContextManager[Any]]
 
 
@@ -409,6 +412,8 @@ class Service:
         breaker: Breaker | None = None,
         batch: int | None = None,
         linger: float = 0.05,
+        workers: tuple[int, int] | None = None,
+        idle_timeout: float = 60.0,
     ) -> TaskDecorator:
         """Declare a handler. All times are in seconds.
 
@@ -420,12 +425,18 @@ class Service:
         `job.resources` is None there. `payload_limit` is how many bytes of JSON a
         payload may have, and a result. `breaker` pauses the task while what it needs is away. `batch` makes it a batch
         task, whose handler gets up to so many payloads in one call, as a list, and a Batch: when so many wait, or
-        `linger` seconds after the first has come; `concurrency` counts jobs all the same. Raises ConfigError.
+        `linger` seconds after the first has come; `concurrency` counts jobs all the same. `workers`, (min, max), says
+        instead of `concurrency` that workers come as work does, and sign off after `idle_timeout` without any; the idle
+        processes of a `cpu` task end so in any case. Raises ConfigError.
         """
         if misused:
             raise ConfigError(
                 f"service {self.name}: write @service.task(...), with parentheses, its options by name; {ONE_MODEL}"
             )
+        if workers is not None:
+            if concurrency is not None:
+                raise ConfigError(f"service {self.name}: a task has concurrency= or workers=(min, max), not both")
+            _, concurrency = workers
         if concurrency is None:
             concurrency = os.cpu_count() or 1 if cpu else batch or 100
         options = TaskOptions(
@@ -442,6 +453,8 @@ class Service:
             breaker,
             batch,
             linger,
+            workers,
+            idle_timeout,
         )
 
         def declare(handler: Callable[..., Any]) -> Task[Any, Any]:
@@ -484,25 +497,54 @@ class Service:
         self.generator = generator
         return generator
 
-    def get(self, path: str) -> Callable[[RouteHandler], RouteHandler]:
-        """Declare a route: the function takes (request, runtime) and returns what becomes JSON, or a response."""
-        return self._route("GET", path)
+    @overload
+    def get(self, path: str) -> Callable[[RouteHandler], RouteHandler]: ...
+    @overload
+    def get(self, path: str, *, submits: Task[Any, Any], before: Before, location: str | None = None) -> None: ...
+
+    def get(
+        self,
+        path: str,
+        *,
+        submits: Task[Any, Any] | None = None,
+        before: Before | None = None,
+        location: str | None = None,
+    ) -> Callable[[RouteHandler], RouteHandler] | None:
+        """Declare a route: the function takes (request, runtime) and returns what becomes JSON, or a response.
+
+        With `submits` it is no decorator: `before` makes the task's payload of the request; see `post`.
+        """
+        if submits is None:
+            return self._route("GET", path)
+        if before is None:
+            raise ConfigError(f"service {self.name}, route GET {path}: say by before= what the payload is")
+        self.routes.append(Route("GET", path, None, submits, location, before))
+        return None
 
     @overload
     def post(self, path: str) -> Callable[[RouteHandler], RouteHandler]: ...
     @overload
-    def post(self, path: str, *, submits: Task[Any, Any], location: str | None = None) -> None: ...
+    def post(
+        self, path: str, *, submits: Task[Any, Any], before: Before | None = None, location: str | None = None
+    ) -> None: ...
 
     def post(
-        self, path: str, *, submits: Task[Any, Any] | None = None, location: str | None = None
+        self,
+        path: str,
+        *,
+        submits: Task[Any, Any] | None = None,
+        before: Before | None = None,
+        location: str | None = None,
     ) -> Callable[[RouteHandler], RouteHandler] | None:
         """Declare a route: `submits` takes the JSON body as the task's payload and answers 202 with the job's id.
 
-        Without `submits` it is used as a decorator, as `get` is.
+        `before`, a function that takes (request, runtime), makes the payload instead; what it raises is answered as
+        what a route raises, and nothing is submitted. `location` is the path of an accepted job, with {id}. Without
+        `submits` it is used as a decorator, as `get` is.
         """
         if submits is None:
             return self._route("POST", path)
-        self.routes.append(Route("POST", path, None, submits, location))
+        self.routes.append(Route("POST", path, None, submits, location, before))
         return None
 
     def put(self, path: str) -> Callable[[RouteHandler], RouteHandler]:

@@ -11,7 +11,7 @@ be cancelled, the call is.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+import contextvars
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,11 +27,13 @@ from aioflow.service import Task
 class Member:
     """One job of a call."""
 
+    attempt: Attempt
     payload: Any
     job: Job
     begin: Callable[[], None]
     future: asyncio.Future[None]
     call: Call | None = None
+    context: contextvars.Context = field(default_factory=contextvars.copy_context)
 
 
 @dataclass(slots=True, eq=False)
@@ -54,10 +56,11 @@ class Batches:
 
     def __init__(self, task: Task[Any, Any], most: int, concurrency: int) -> None:
         self._task = task
-        self._most = most
-        self._at_once = max(1, concurrency // most)
+        self._asked = most
+        self._concurrency = concurrency
         self._calls: set[asyncio.Task[None]] = set()
-        self._line: deque[Member] = deque()
+        self._line: dict[Member, None] = {}  # in order
+        self._hurries = False
         self._lingered = False
         self._timer: asyncio.TimerHandle | None = None
 
@@ -68,16 +71,20 @@ class Batches:
         """Take part in a call; `begin` is called when it begins. Raises what the handler says of this job."""
         attempt.waiting = True
         loop = asyncio.get_running_loop()
-        member = Member(payload, job, begin, loop.create_future())
-        self._line.append(member)
-        if self._timer is None and not self._lingered:
+        member = Member(attempt, payload, job, begin, loop.create_future())
+        self._line[member] = None
+        if attempt.alone or self._hurries:
+            self._lingered = True
+        elif self._timer is None and not self._lingered:
             self._timer = loop.call_later(self._task.options.linger, self._waited)
         self._start_calls()
         try:
             await asyncio.shield(member.future)
         except asyncio.CancelledError:
             if member.call is None:
-                self._line.remove(member)
+                del self._line[member]
+                if not self._line:
+                    self._wait_again()
                 raise
             member.call.leave(member)
             while not member.future.done():
@@ -86,8 +93,19 @@ class Batches:
                 except asyncio.CancelledError:
                     if attempt.left:
                         raise
+                    member.call.leave(member)  # it may take its time over the first
             if member.future.cancelled() or member.future.exception() is not None:
                 raise
+
+    def scale(self, concurrency: int) -> None:
+        """At most so many jobs are here at a time from now on."""
+        self._concurrency = concurrency
+        self._start_calls()
+
+    def hurry(self) -> None:
+        """No more jobs are claimed: nobody will join those that wait."""
+        self._hurries = self._lingered = True
+        self._start_calls()
 
     def close(self) -> None:
         """The runtime has stopped."""
@@ -100,32 +118,39 @@ class Batches:
         self._start_calls()
 
     def _start_calls(self) -> None:
-        while len(self._calls) < self._at_once and self._line:
-            if not self._lingered and len(self._line) < self._most:
+        most = max(1, min(self._asked, self._concurrency))
+        while len(self._calls) < max(1, self._concurrency // most):
+            # One that is to be cancelled this moment may run elsewhere already.
+            members = [member for member in self._line if member.attempt.stop is None][:most]
+            if not members or (not self._lingered and len(members) < most):
                 return
-            members = [self._line.popleft() for _ in range(min(self._most, len(self._line)))]
             call = Call(members)
             name = f"{self._task.full_name} {members[0].job.id} and {len(members) - 1} more"
-            call.task = asyncio.create_task(self._run(call), name=name)
+            call.task = asyncio.create_task(self._run(call), name=name, context=members[0].context.copy())
             self._calls.add(call.task)
             call.task.add_done_callback(partial(self._ended, call))
             for member in members:
+                del self._line[member]
                 member.call = call
                 member.begin()
             self._wait_again()
 
     def _wait_again(self) -> None:
         """Those that are left, or come next, get time for others to join them."""
-        self._lingered = False
+        self._lingered = self._hurries
         self.close()
         self._timer = None
-        if self._line:
+        if self._line and not self._hurries:
             self._timer = asyncio.get_running_loop().call_later(self._task.options.linger, self._waited)
 
     def _ended(self, call: Call, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
         for member in call.members:
             if not member.future.done():
-                member.future.cancel()  # so was the call, perhaps before its first step
+                if error is None:
+                    member.future.cancel()  # so was the call, perhaps before its first step
+                else:
+                    fail(member, error)
         self._calls.discard(task)
         self._start_calls()
 
@@ -138,11 +163,17 @@ class Batches:
             raise
         except BaseException as error:  # noqa: BLE001 - a handler may raise anything; each job's retry policy decides
             for member in call.members:
-                member.future.set_exception(plain(error))
+                fail(member, error)
         else:
             for position, member in enumerate(call.members):
                 failure = batch.failures.get(position)
                 if failure is None:
                     member.future.set_result(None)
                 else:
-                    member.future.set_exception(plain(failure))
+                    fail(member, failure)
+
+
+def fail(member: Member, error: BaseException) -> None:
+    """Let one job of a call fail; nobody may be waiting for it any more."""
+    member.future.set_exception(plain(error))
+    member.future.exception()

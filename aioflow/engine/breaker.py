@@ -18,7 +18,7 @@ from typing import Any
 from aioflow.engine.attempt import Attempt
 from aioflow.engine.records import MOST_JOBS
 from aioflow.job import Job
-from aioflow.policy import Breaker, RetryLater
+from aioflow.policy import Breaker, Discard, RetryLater
 
 log = logging.getLogger(__name__)
 
@@ -49,9 +49,10 @@ class Circuit:
         return 1 if self._timer is None and self._probe is None else 0
 
     def started(self, attempts: Sequence[Attempt]) -> None:
-        """These attempts start; while it is open, the first of them is the probe."""
-        if self._trips and attempts:
+        """These attempts start; where one was let through, the first of them is the probe."""
+        if self._trips and self._timer is None and attempts:
             self._probe = attempts[0]
+            self._probe.alone = True
 
     def ended(self, attempt: Attempt) -> None:
         """An attempt has ended, in whatever way."""
@@ -63,15 +64,15 @@ class Circuit:
         turn = self._turn
         try:
             result = await call()
-        except self._policy.on as error:
+        except Exception as error:
+            if not self._says_away(error):
+                self._worked(turn)  # what it needs has answered, whatever else went wrong
+                raise
             wait = self._failed(turn, error)
             if wait is None:
                 raise
             job.commit.effects.clear()
             raise RetryLater(wait) from error
-        except Exception:
-            self._worked(turn)  # what it needs has answered, whatever else went wrong
-            raise
         self._worked(turn)
         return result
 
@@ -80,9 +81,16 @@ class Circuit:
         if self._timer is not None:
             self._timer.cancel()
 
+    def _says_away(self, error: Exception) -> bool:
+        if isinstance(error, (RetryLater, Discard)):
+            return False
+        if isinstance(error, ExceptionGroup):
+            return error.subgroup(self._policy.on) is not None
+        return isinstance(error, self._policy.on)
+
     def _failed(self, turn: int, error: Exception) -> float | None:
         """Seconds by which the job is put off; None: it has failed as any other."""
-        if turn == self._turn:
+        if turn == self._turn and self._timer is None:  # while it waits there is nothing new to learn
             self._failures += 1
             if not self._trips and self._failures < self._policy.failures:
                 return None
@@ -97,6 +105,7 @@ class Circuit:
         self._wait = random.uniform(longest / 2, longest)  # noqa: S311
         self._trips += 1
         self._turn += 1
+        self._probe = None  # it began before
         log.log(
             logging.WARNING if self._trips == 1 else logging.INFO,
             "%s is paused here: %s: %s; one job is tried in %.1f s",
@@ -105,8 +114,6 @@ class Circuit:
             error,
             self._wait,
         )
-        if self._timer is not None:
-            self._timer.cancel()
         self._timer = asyncio.get_running_loop().call_later(self._wait, self._try)
 
     def _try(self) -> None:

@@ -71,7 +71,7 @@ def _rows(file: Path) -> int:
 
 def _cpu(*processes: Serve) -> float:
     times = [psutil.Process(serve.process.pid).cpu_times() for serve in processes if serve.process is not None]
-    return float(sum(spent.user + spent.system for spent in times))
+    return sum(float(spent.user + spent.system) for spent in times)
 
 
 async def tracked(server: Valkey, events: int, of_post: int) -> Tracked:

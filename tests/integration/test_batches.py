@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -251,7 +252,7 @@ async def test_a_stop_gives_all_of_them_back(
     infos = await store.inspect(queue, [handle.id for handle in handles])
     assert [info.state for info in infos if info] == [State.READY] * 3
     assert [(info.failures, info.crashes) for info in infos if info] == [(0, 0)] * 3
-    assert calls == ([] if when == "waiting" else [[1, 2, 3]])
+    assert calls == [[1, 2, 3]], "also those that waited: nobody would have joined them"
 
 
 async def test_middleware_goes_around_each_job(valkey: Valkey, namespace: str) -> None:
@@ -315,3 +316,142 @@ def test_a_batch_handler_has_one_form(service: Service) -> None:
         with pytest.raises(ConfigError, match=named):
             declare(**options)(fits)
     assert declare(batch=10)(fits).options.concurrency == 10
+
+
+async def test_what_is_no_exception_fails_the_call_and_says_so(
+    valkey: Valkey, namespace: str, service: Service
+) -> None:
+    @service.task(batch=3, retry=Retry(attempts=1))
+    async def store(_numbers: list[int], batch: Batch) -> None:
+        batch.fail(1, ValueError)  # type: ignore[arg-type]
+
+    async with Runtime([service], redis=valkey.url, namespace=namespace):
+        handles = await submitted(store, [1, 2, 3])
+        errors = await asyncio.gather(*[handle.result(10) for handle in handles], return_exceptions=True)
+    assert all("batch.fail takes an exception, not <class 'ValueError'>" in str(error) for error in errors), errors
+
+
+async def test_a_call_hears_of_a_stop_also_where_it_takes_its_time_over_a_timeout(
+    valkey: Valkey, namespace: str, service: Service
+) -> None:
+    heard: list[str] = []
+
+    @service.task(batch=2, linger=0.0, timeout=0.1)
+    async def store(_numbers: list[int], _batch: Batch) -> None:
+        for _ in range(2):
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError as error:
+                heard.append(str(error))
+
+    async with Runtime([service], redis=valkey.url, namespace=namespace, grace=0.0) as runtime:
+        await submitted(store, [1, 2])
+        await wait_until(lambda: heard)
+        await runtime.stop()
+        assert len(heard) == 2
+        assert runtime.running_on() == 0
+
+
+async def test_a_stop_and_quiet_wait_for_nobody_to_join(valkey: Valkey, namespace: str, service: Service) -> None:
+    calls: list[list[int]] = []
+
+    @service.task(batch=10, linger=60)
+    async def store(numbers: list[int], _batch: Batch) -> None:
+        calls.append(numbers)
+
+    runtimes = [Runtime([service], redis=valkey.url, namespace=namespace, grace=20) for _ in range(2)]
+    for runtime, end in zip(runtimes, ("stop", "quiet"), strict=True):
+        await runtime.start()
+        handles = [await runtime.submit(store, number) for number in (1, 2)]
+        for handle in handles:
+            await in_state(handle, State.RUNNING)
+        began = time.monotonic()
+        if end == "quiet":
+            runtime.quiet()
+            await asyncio.gather(*[handle.result(10) for handle in handles])
+        await runtime.stop()
+        assert time.monotonic() - began < 10
+    assert calls == [[1, 2], [1, 2]], "they were done, not given back"
+
+
+async def test_jobs_that_nobody_can_join_do_not_wait(
+    valkey: Valkey, namespace: str, service: Service, store: Store
+) -> None:
+    """On their last chance they run one at a time, so the linger would be waited out by each of them."""
+    calls: list[int] = []
+
+    @service.task(batch=5, linger=30, name="work", most_crashes=1)
+    async def work(numbers: list[int], _batch: Batch) -> None:
+        calls.append(len(numbers))
+
+    queue = Queue(namespace, "demo", "work")
+    async with Runtime([service], redis=valkey.url, namespace=namespace, workers=False) as submitter:
+        handles = [await submitter.submit(work, number) for number in range(4)]
+    for handle in handles:
+        await store.redis.hset(queue.keys["claims"], handle.id, "-:1:0:1:17592186044416")
+    async with Runtime([service], redis=valkey.url, namespace=namespace) as runtime:
+        waited = [runtime.handle(work, handle.id).result(10) for handle in handles]
+        await asyncio.gather(*waited)
+    assert calls == [1, 1, 1, 1]
+
+
+async def test_a_call_runs_in_the_context_of_its_first_job(valkey: Valkey, namespace: str) -> None:
+    current: ContextVar[str] = ContextVar("current", default="")
+
+    async def mark(job: Job, call: Callable[[], Any]) -> Any:
+        current.set(job.id)
+        return await call()
+
+    service = Service("demo", middleware=[mark])
+    wrong: list[str] = []
+
+    @service.task(batch=4, concurrency=8, linger=0.0)
+    async def store(_numbers: list[int], batch: Batch) -> None:
+        if current.get() != batch.jobs[0].id:
+            wrong.append(current.get())
+        await asyncio.sleep(0)
+
+    async with Runtime([service], redis=valkey.url, namespace=namespace):
+        handles = await submitted(store, list(range(100)))
+        await asyncio.gather(*[handle.result(10) for handle in handles])
+    assert wrong == []
+
+
+async def test_fewer_jobs_at_a_time_are_smaller_batches_and_a_new_cap_is_heard_of(
+    valkey: Valkey, namespace: str, service: Service
+) -> None:
+    calls: list[int] = []
+    go_on = asyncio.Event()
+
+    @service.task(batch=4, linger=30)
+    async def store(numbers: list[int], _batch: Batch) -> None:
+        calls.append(len(numbers))
+        await go_on.wait()
+
+    async with Runtime([service], redis=valkey.url, namespace=namespace, workers=2) as runtime:
+        handles = await submitted(store, list(range(14)))
+        await wait_until(lambda: calls == [2])
+        runtime.scale(10)
+        await wait_until(lambda: calls == [2, 4, 4])
+        go_on.set()
+        await asyncio.gather(*[handle.result(10) for handle in handles[:12]])
+        runtime.quiet()
+        await asyncio.gather(*[handle.result(10) for handle in handles[12:]])
+
+
+async def test_a_waiter_that_goes_takes_its_linger_along(valkey: Valkey, namespace: str, service: Service) -> None:
+    calls: list[list[int]] = []
+
+    @service.task(batch=2, linger=1.0)
+    async def store(numbers: list[int], _batch: Batch) -> None:
+        calls.append(numbers)
+
+    async with Runtime([service], redis=valkey.url, namespace=namespace) as runtime:
+        first = await runtime.submit(store, 1)
+        await in_state(first, State.RUNNING)
+        await first.cancel()
+        batches = runtime._pools[0]._executor._batches
+        assert batches is not None
+        await wait_until(lambda: not batches._line)
+        assert batches._timer is None
+        assert not batches._lingered

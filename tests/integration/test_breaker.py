@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from aioflow import Breaker, ConfigError, Discard, Job, JobFailed, Retry, Runtime, Service, State
+from aioflow.engine.attempt import Attempt
+from aioflow.engine.records import Leased
 from tests.valkey import Valkey
 from tests.waiting import in_state, wait_until
 
@@ -112,7 +114,7 @@ async def test_only_what_is_named_and_only_in_a_row_pauses_a_task(
     """A job that always fails so, between others that do not, ends by its own retry policy."""
 
     @service.task(
-        concurrency=1, retry=Retry(attempts=3, base=0.0), breaker=Breaker(on=(Away,), failures=2, wait=60, longest=60)
+        concurrency=1, retry=Retry(attempts=3, base=0.0), breaker=Breaker(on=(Away,), failures=4, wait=60, longest=60)
     )
     async def work(kind: str) -> str:
         if kind == "away":
@@ -124,7 +126,7 @@ async def test_only_what_is_named_and_only_in_a_row_pauses_a_task(
         return kind
 
     async with Runtime([service], redis=valkey.url, namespace=namespace):
-        for _ in range(2):
+        for _ in range(4):
             bad = await work.submit("away", priority=9)
             for _ in range(3):
                 good = await work.submit("good")
@@ -134,6 +136,7 @@ async def test_only_what_is_named_and_only_in_a_row_pauses_a_task(
                     await wrong.result(10)
             with pytest.raises(JobFailed, match="this one always"):
                 await bad.result(10)
+            await (await work.submit("good")).result(10)  # so that no more than one job's three are in a row
 
 
 async def test_what_began_before_the_outage_says_nothing_of_it(
@@ -240,3 +243,83 @@ def test_a_breaker_is_checked() -> None:
         options: dict[str, Any] = {"on": (OSError,), **wrong}
         with pytest.raises(ConfigError, match="Breaker"):
             Breaker(**options)
+
+
+async def test_jobs_that_fail_at_once_are_one_outage(valkey: Valkey, namespace: str, service: Service) -> None:
+    """Those that start after the trip, in the same claim, teach nothing new: the first wait is the first."""
+
+    @service.task(retry=Retry(attempts=9), breaker=Breaker(on=(Away,), wait=60, longest=600))
+    async def work(_number: int) -> None:
+        raise Away("in its first step")
+
+    async with Runtime([service], redis=valkey.url, namespace=namespace) as runtime:
+        await work.submit_many(list(range(100)))
+
+        async def all_put_off() -> bool:
+            return (await runtime.sizes(work)).scheduled == 100
+
+        await wait_until(all_put_off)
+        circuit = runtime._pools[0]._circuit
+        assert circuit is not None
+        assert (circuit._trips, circuit._wait <= 60) == (1, True)
+
+
+async def test_a_job_of_a_claim_that_was_under_way_at_the_trip_is_no_probe(
+    valkey: Valkey, namespace: str, service: Service
+) -> None:
+    """It began in the outage, so what becomes of it says nothing; while it runs, others are tried."""
+    away, hangs = True, asyncio.Event()
+
+    @service.task(retry=Retry(attempts=9), breaker=Breaker(on=(Away,), failures=1, wait=0.05, longest=0.05))
+    async def work(kind: str) -> None:
+        if kind == "hangs":
+            await hangs.wait()
+        elif away:
+            raise Away("not there")
+
+    async with Runtime([service], redis=valkey.url, namespace=namespace) as runtime:
+        circuit = runtime._pools[0]._circuit
+        assert circuit is not None
+        first = await work.submit("first")
+        await wait_until(lambda: circuit._trips)
+        # As a claim that was sent before the trip, and is answered after it.
+        late = Attempt(Leased("late", "t.1", b"", 1, 0, 0), 0.0, 0.0)
+        circuit.started([late])
+        assert circuit._probe is None
+        away = False
+        await first.result(10)
+        hangs.set()
+
+
+async def test_how_a_handler_ends_its_job_on_purpose_is_an_answer(
+    valkey: Valkey, namespace: str, service: Service
+) -> None:
+    @service.task(concurrency=1, breaker=Breaker(on=(Exception,), failures=2, wait=60, longest=60))
+    async def work(number: int) -> None:
+        raise Discard(f"number {number}")
+
+    async with Runtime([service], redis=valkey.url, namespace=namespace):
+        for number in range(4):
+            with pytest.raises(JobFailed, match=f"Discard: number {number}"):
+                await (await work.submit(number)).result(10)
+
+
+async def test_a_group_that_holds_it_says_so_too(
+    valkey: Valkey, namespace: str, service: Service, outside: Outside
+) -> None:
+    @service.task(retry=ONCE, breaker=SHORT)
+    async def work() -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(asyncio.to_thread(outside.ask, None))
+
+    async with Runtime([service], redis=valkey.url, namespace=namespace) as runtime:
+        outside.is_away = True
+        for _ in range(2):
+            with pytest.raises(JobFailed, match="ExceptionGroup"):
+                await (await work.submit()).result(10)
+        third = await work.submit()
+        circuit = runtime._pools[0]._circuit
+        assert circuit is not None
+        await wait_until(lambda: circuit._trips >= 2)
+        outside.is_away = False
+        await third.result(10)

@@ -22,6 +22,9 @@ from pathlib import Path
 import pytest
 
 from aioflow import Breaker, Retry, Service, Task, web
+from aioflow.delivery import DeliverySettings, addresses
+from aioflow.delivery.settings import PREFIX
+from aioflow.delivery.signing import HOW_TO_MAKE
 from aioflow.policy import TaskOptions
 from aioflow.settings import Settings
 from tests.serving import ROOT
@@ -140,6 +143,26 @@ def test_the_table_of_settings_is_the_settings() -> None:
         default = "" if field.default is None else f"`{field.default}`"
         expected.append([f"`AIOFLOW_{name.upper()}`", default, field.description])
     assert rows_of(page("settings.md"), "settings") == expected
+
+
+def test_the_table_of_delivery_settings_is_the_settings() -> None:
+    expected = []
+    for name, field in DeliverySettings.model_fields.items():
+        default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else str(field.default)
+        expected.append([f"`{PREFIX}{name.upper()}`", f"`{default}`" if default else "", field.description])
+    assert rows_of(page("delivery.md"), "delivery settings") == expected
+
+
+def test_the_table_of_rules_for_urls_names_those_that_there_are() -> None:
+    rows = re.search(r"\| rule \| refuses \|\n\| --- \| --- \|\n((?:\|.*\n)+)", page("delivery.md"))
+    assert rows
+    said = {rule for row in rows[1].splitlines() for rule in re.findall(r"`([a-z-]+)`", row.split(" | ")[0])}
+    by_address = {rule for rule, _ in (*addresses.V4, *addresses.V6)} | {"metadata"}
+    assert said == by_address | {"scheme", "port", "userinfo", "host", "syntax", "length", "spelling"}
+
+
+def test_the_line_that_makes_a_secret_is_the_one_that_the_error_says() -> None:
+    assert f"$ {HOW_TO_MAKE}\n" in page("delivery.md")
 
 
 def test_the_table_of_task_options_is_what_a_task_takes() -> None:
