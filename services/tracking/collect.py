@@ -1,7 +1,8 @@
 """The routes in: POST /track takes one event or an array of them, GET /track.gif one from a page without scripts.
 
 They know nothing of the database. An answer of 202 says that the events are as durable as the runtime promises; the
-rest of an array that cannot be taken is named, event by event.
+rest of an array that cannot be taken is named, event by event. Where Redis is as full as it may be, nothing is read
+and all is refused, as by the framework's own routes.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ async def track(request: web.Request, runtime: Runtime) -> web.Response:
     """Take one event, or an array of up to 1,000."""
     if request.content_type != "application/json":
         raise Problem(415, f"send application/json, not {request.headers.get('Content-Type', 'a body without a type')}")
+    await runtime.admit()
     try:
         body = orjson.loads(await body_of(request))
     except orjson.JSONDecodeError as error:
@@ -68,6 +70,7 @@ async def gif(request: web.Request, runtime: Runtime) -> web.Response:
     if not url:
         raise wrong("url", "give the parameter url, or send a Referer")
     event = EVENT.validate_python({"url": _text(url)})
+    await runtime.admit()
     await _submit(runtime, _collected(request, runtime, [event]), None)
     return web.Response(body=GIF, content_type="image/gif", headers=NEVER_CACHED)
 

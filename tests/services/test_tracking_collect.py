@@ -19,8 +19,10 @@ from services.tracking.proxies import client_address
 from services.tracking.service import store
 from tests.services.tracked import BEARER, EVENT, TOKEN, Api, serving
 from tests.valkey import Valkey
+from tests.waiting import wait_until
 
 FIREFOX = "Mozilla/5.0 (Windows NT 10.0; Win64; x64; rv:128.0) Gecko/20100101 Firefox/128.0"
+IMAGE = "/track.gif?url=https%3A%2F%2Fexample.org%2F1"
 
 
 @pytest.fixture
@@ -188,9 +190,38 @@ async def test_a_queue_that_is_full_takes_none_or_says_which(
     assert (answer.status, answer.body["accepted"], len(answer.body["errors"])) == (202, EVENTS_OF_JOB, 1)
     assert answer.body["errors"][0]["message"].startswith("not taken, send it again")
     assert answer.body["tracking_ids"][-1] is None
-    for body in (EVENT, [EVENT]):
-        answer = await api.post(body)
+    for answer in (await api.post(EVENT), await api.post([EVENT]), await api.ask("GET", IMAGE, {})):
         assert (answer.status, answer.headers["Retry-After"]) == (429, "1")
+        assert "its bound of " in answer.body["detail"]
+
+
+async def test_above_the_watermark_nothing_is_taken_and_nothing_that_was_is_lost(
+    own_valkey: Valkey, settings: Settings
+) -> None:
+    tight = settings.model_copy(update={"redis": own_valkey.url, "memory_budget": 32 << 20, "memory_watermark": 0.5})
+    large = [{**EVENT, "properties": {"text": "x" * 900}}] * 500
+    async with serving(tight) as api:
+        await api.runtime.pause(store)
+        accepted = 0
+        for _ in range(500):  # 16 MiB are there long before
+            answer = await api.post(large)
+            if answer.status != 202:
+                break
+            accepted += answer.body["accepted"]
+        for refused in (answer, await api.post(EVENT), await api.ask("GET", IMAGE, {})):
+            assert (refused.status, refused.headers["Retry-After"]) == (503, "2")
+            assert "full; nothing new is taken" in refused.body["detail"]
+        assert accepted > 0
+        assert (await api.runtime.totals(store))["submitted"] == math.ceil(500 / EVENTS_OF_JOB) * (accepted // 500)
+        await api.runtime.resume(store)
+        await api.settled()
+        assert (await api.get("/track/stats"))["count"] == accepted
+        await api.runtime.redis.config_set("maxmemory", 1 << 30)  # room for more
+
+        async def taken() -> bool:
+            return (await api.post(EVENT)).status == 202
+
+        await wait_until(taken, 10)
 
 
 # ---- repeats
