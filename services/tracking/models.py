@@ -1,14 +1,17 @@
 """What comes in: an event as it is posted, and the jobs that carry events to the table.
 
-One form for both, so that what was accepted is what is read by whoever processes it, also by a later version. Sizes
-are bounded here: an event has less than 40 KiB of JSON.
+An event is checked where it is posted, and travels as what that came to. Its job holds the events as text, which is
+read where rows are made of it, in a thread: the event loop never walks through them. Sizes are bounded here: an event
+has less than 40 KiB of JSON.
 """
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from decimal import Decimal
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 from typing import Annotated, Any, NotRequired
 
@@ -23,6 +26,7 @@ MOST_EVENTS = 1000
 EVENTS_OF_JOB = 200
 """An array travels as jobs of so many: what a process holds at a time is so many times its concurrency."""
 BYTES_OF_JOB = 256 << 10
+REMEMBERED_ADDRESSES = 20_000
 LONGEST_URL = 2048
 LONGEST_AGENT = 512
 MOST_PROPERTIES = 50
@@ -46,6 +50,7 @@ def _url(value: str) -> str:
     return value
 
 
+@lru_cache(REMEMBERED_ADDRESSES)
 def address_of(value: str) -> str:
     """An IP address in its usual form; an IPv4 one that is mapped into IPv6 is that IPv4 address. Raises ValueError."""
     if "%" in value:
@@ -67,14 +72,13 @@ def moment_of(value: str | float) -> int:
     return int(Decimal(repr(value)) * 1000)
 
 
-def _moment(value: Any) -> Any:
+def _moment(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise ValueError("use epoch seconds, or RFC 3339 with a zone, such as 2026-01-31T12:00:00Z")  # noqa: TRY004
-    moment_of(value)
-    return value
+    return moment_of(value)
 
 
-def _properties(value: dict[str, Any]) -> dict[str, Any]:
+def _properties(value: dict[str, Any]) -> str:
     for name, held in value.items():
         if not 1 <= len(name) <= LONGEST_NAME or "\x00" in name:
             raise ValueError(f"{name[:80]!r}: a name has 1 to {LONGEST_NAME} characters")
@@ -92,9 +96,10 @@ def _properties(value: dict[str, Any]) -> dict[str, Any]:
                 f"{name!r}: use text of up to {LONGEST_VALUE} characters without NUL, true, false, null or a number; "
                 f"whole ones within 2^53"
             )
-    if len(orjson.dumps(value)) > BYTES_OF_PROPERTIES:
+    written = orjson.dumps(value)
+    if len(written) > BYTES_OF_PROPERTIES:
         raise ValueError(f"they have at most {BYTES_OF_PROPERTIES} bytes of JSON")
-    return value
+    return written.decode()
 
 
 STRICT = ConfigDict(strict=True, extra="forbid")
@@ -109,7 +114,10 @@ Properties = Annotated[dict[str, Any], Field(max_length=MOST_PROPERTIES), AfterV
 
 @with_config(STRICT)
 class Event(TypedDict):
-    """One event; what is not said comes from the request that brought it."""
+    """One event; what is not said comes from the request that brought it.
+
+    Once checked, `occurred_at` is in UTC ms, and `properties` are JSON as text.
+    """
 
     url: Url
     ip: NotRequired[Address | None]
@@ -131,19 +139,45 @@ class Change(TypedDict, total=False):
     properties: Properties | None
 
 
+@with_config(STRICT)
+class Carried(TypedDict):
+    """An event that has been checked, as its job holds it; what it does not have was not said."""
+
+    url: Annotated[str, Field(max_length=LONGEST_URL)]
+    ip: NotRequired[str]
+    user_agent: NotRequired[str]
+    occurred_ms: NotRequired[Annotated[int, Field(ge=0, le=LARGEST_NUMBER)]]
+    referrer: NotRequired[str]
+    properties: NotRequired[str]
+
+
 class Collected(TypedDict):
     """The payload of a job: events of one post, and what is known of that post."""
 
     received_ms: int
     ip: str | None
     user_agent: str | None
-    events: Annotated[list[Event], Field(min_length=1, max_length=EVENTS_OF_JOB)]
+    events: str
+    """A JSON array of `Carried`."""
     of: NotRequired[int]
     """Into how many jobs the post was divided, where it may be repeated."""
 
 
 EVENT: TypeAdapter[Event] = TypeAdapter(Event)
 CHANGE: TypeAdapter[Change] = TypeAdapter(Change)
+EVENTS: TypeAdapter[list[Carried]] = TypeAdapter(list[Carried])
+CARRIED_AS = {"occurred_at": "occurred_ms"}
+
+
+def carried(posted: Any) -> bytes:
+    """An event, as its job carries it, of what was posted. Raises pydantic.ValidationError."""
+    event = EVENT.validate_python(posted)
+    return orjson.dumps({CARRIED_AS.get(name, name): value for name, value in event.items() if value is not None})
+
+
+def array_of(events: Sequence[bytes]) -> str:
+    """The events of a job as text."""
+    return (b"[" + b",".join(events) + b"]").decode()
 
 
 def row_id(job_id: str, index: int) -> str:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from aioflow.web import format_time
-from services.tracking.rows import Row
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -27,6 +26,8 @@ COLUMNS = ("url", "host", "path", "ip", "browser", "os", "referrer")
 SORTS = ("-occurred_at", "occurred_at", "-received_at", "received_at")
 SORTED_BY = {"occurred_at": "occurred_ms", "received_at": "received_ms"}
 Shown = dict[str, Any]
+Columns = dict[str, Any]
+"""Of a row, by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +85,8 @@ async def top(connection: AsyncConnection, since_ms: int, until_ms: int, by: str
 
 async def page(
     connection: AsyncConnection, wanted: Wanted, limit: int, after: tuple[int, str] | None
-) -> tuple[list[Shown], str | None]:
-    """Some requests from a place on, and the cursor of the next; None: these are the last."""
+) -> tuple[list[Columns], str | None]:
+    """Some rows from a place on, and the cursor of the next; None: these are the last."""
     from sqlalchemy import and_, or_, select
 
     table = _table()
@@ -110,10 +111,10 @@ async def page(
     if len(found_rows) > limit:
         last = found_rows[limit - 1]
         cursor = cursor_of(wanted.sort, last[at.name], last["id"])
-    return [shown(row) for row in found_rows[:limit]], cursor
+    return found_rows[:limit], cursor
 
 
-async def one(connection: AsyncConnection, key: str) -> Row | None:
+async def one(connection: AsyncConnection, key: str) -> Columns | None:
     """A row by its id."""
     from sqlalchemy import select
 
@@ -122,7 +123,7 @@ async def one(connection: AsyncConnection, key: str) -> Row | None:
     return None if row is None else plain(row)
 
 
-async def change(connection: AsyncConnection, key: str, values: Row) -> bool:
+async def change(connection: AsyncConnection, key: str, values: Columns) -> bool:
     """Change columns of a row; False where there is none."""
     from sqlalchemy import update
 
@@ -138,12 +139,12 @@ async def delete(connection: AsyncConnection, key: str) -> bool:
     return bool((await connection.execute(delete_from(table).where(table.c.id == key))).rowcount)
 
 
-def plain(row: Any) -> Row:
+def plain(row: Any) -> Columns:
     """A row with plain names, as JSON wants them: those of SQLAlchemy are a kind of text of its own."""
     return {str(name): value for name, value in row.items()}
 
 
-def shown(row: Row) -> Shown:
+def shown(row: Columns) -> Shown:
     """A row as it is answered."""
     told = dict(row)
     told["received_at"], told["occurred_at"] = (

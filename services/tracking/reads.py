@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -11,12 +12,12 @@ import orjson
 from aiohttp import web
 
 from aioflow import Runtime
-from aioflow.web import Problem, body_of, read_choice, read_page, read_range, refuse_unknown, wrong
+from aioflow.web import Problem, body_of, json_response, read_choice, read_page, read_range, refuse_unknown, wrong
 from services.tracking import queries
 from services.tracking.database import DatabaseAway, RowRefused, TooSlow
-from services.tracking.models import CHANGE, moment_of
+from services.tracking.models import CHANGE
 from services.tracking.queries import BUCKETS, COLUMNS, MOST_BUCKETS, SORTS, Shown, Wanted
-from services.tracking.rows import parts_of_agent, parts_of_url, written
+from services.tracking.rows import parts_of_agent, parts_of_url
 from services.tracking.service import Tracking, service
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ async def top(request: web.Request, runtime: Runtime) -> Shown:
 
 
 @service.get("/track/requests")
-async def listing(request: web.Request, runtime: Runtime) -> Shown:
+async def listing(request: web.Request, runtime: Runtime) -> web.Response:
     """Requests, the newest first unless asked otherwise."""
     tracking = allowed(request, runtime)
     refuse_unknown(request, ("since", "until", "limit", "cursor", "sort", "q", "ids", *COLUMNS))
@@ -75,7 +76,7 @@ async def listing(request: web.Request, runtime: Runtime) -> Shown:
     filters = {name: value for name in COLUMNS if (value := _filter(request, name)) is not None}
     wanted = Wanted(since_ms, until_ms, filters, _filter(request, "q"), listed, sort)
     found, following = await _asked(tracking, lambda c: queries.page(c, wanted, limit, after))
-    return {"requests": found, "cursor": following}
+    return await asyncio.to_thread(_listed, found, following)
 
 
 @service.get("/track/requests/{id}")
@@ -99,15 +100,13 @@ async def change(request: web.Request, runtime: Runtime) -> Shown:
     if not isinstance(body, dict) or not body:
         raise wrong("body", "send an object with the fields to be changed")
     given: dict[str, Any] = dict(CHANGE.validate_python(body))
-    values: dict[str, Any] = {name: given[name] for name in ("ip", "referrer") if name in given}
+    values: dict[str, Any] = {name: given[name] for name in ("ip", "referrer", "properties") if name in given}
     if "url" in given:
         values |= parts_of_url(given["url"])
     if "user_agent" in given:
-        values |= parts_of_agent(given["user_agent"])
+        values |= await asyncio.to_thread(parts_of_agent, given["user_agent"])
     if "occurred_at" in given:
-        values["occurred_ms"] = moment_of(given["occurred_at"])
-    if "properties" in given:
-        values["properties"] = written(given["properties"])
+        values["occurred_ms"] = given["occurred_at"]
     async with _writing(tracking) as connection:
         if not await queries.change(connection, key, values):
             raise _nothing(key)
@@ -142,6 +141,11 @@ def allowed(request: web.Request, runtime: Runtime) -> Tracking:
             headers={"WWW-Authenticate": 'Bearer realm="tracking"'},
         )
     return tracking
+
+
+def _listed(rows: list[queries.Columns], cursor: str | None) -> web.Response:
+    """In a thread: a thousand rows take milliseconds to be written."""
+    return json_response({"requests": [queries.shown(row) for row in rows], "cursor": cursor})
 
 
 async def _shown(tracking: Tracking, key: str) -> Shown:

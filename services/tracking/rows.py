@@ -6,14 +6,10 @@ from collections.abc import Callable
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
-import orjson
-
-from services.tracking.models import URL, Collected, moment_of, row_id
+from services.tracking.models import EVENTS, URL, Collected, row_id
 
 REMEMBERED_AGENTS = 20_000
-"""A user agent that is new takes more than a millisecond to parse; most are not new."""
-
-Row = dict[str, Any]
+"""A user agent that is new takes 40 us to parse, ten times as long as all else of its event; most are not new."""
 
 
 class Agent(NamedTuple):
@@ -29,43 +25,65 @@ class Agent(NamedTuple):
 NOBODY = Agent(None, None, None, None, None)
 
 
+class Row(NamedTuple):
+    """A row of the table, its columns in order."""
+
+    id: str
+    received_ms: int
+    occurred_ms: int
+    url: str
+    host: str
+    path: str
+    ip: str | None
+    user_agent: str | None
+    browser: str | None
+    browser_version: str | None
+    os: str | None
+    os_version: str | None
+    device: str | None
+    referrer: str | None
+    properties: str | None
+
+
 def rows_of(job_id: str, collected: Collected) -> list[Row]:
-    """The rows of a job; what an event does not say is the post's."""
+    """The rows of a job; what an event does not say is the post's. Raises ValueError where it holds no events."""
     received_ms, ip, user_agent = collected["received_ms"], collected["ip"], collected["user_agent"]
     rows = []
-    for index, event in enumerate(collected["events"]):
-        given, occurred, properties = event.get("user_agent"), event.get("occurred_at"), event.get("properties")
+    for index, event in enumerate(EVENTS.validate_json(collected["events"])):
+        url, agent = event["url"], event.get("user_agent", user_agent)
         rows.append(
-            {
-                "id": row_id(job_id, index),
-                "received_ms": received_ms,
-                "occurred_ms": received_ms if occurred is None else moment_of(occurred),
-                **parts_of_url(event["url"]),
-                "ip": event.get("ip") or ip,
-                **parts_of_agent(user_agent if given is None else given),
-                "referrer": event.get("referrer"),
-                "properties": written(properties),
-            }
+            Row(
+                row_id(job_id, index),
+                received_ms,
+                event.get("occurred_ms", received_ms),
+                url,
+                *_split(url),
+                event.get("ip", ip),
+                agent,
+                *(parse_agent(agent) if agent else NOBODY),
+                event.get("referrer"),
+                event.get("properties"),
+            )
         )
     return rows
 
 
-def parts_of_url(url: str) -> Row:
-    """The columns of a URL that has been checked."""
-    found = URL.fullmatch(url)
-    if found is None:
-        raise AssertionError(f"a URL that has not been checked: {url!r}")
-    return {"url": url, "host": found[1].lower(), "path": found[2] or "/"}
+def parts_of_url(url: str) -> dict[str, Any]:
+    """The columns of a URL, by name. Raises ValueError."""
+    host, path = _split(url)
+    return {"url": url, "host": host, "path": path}
 
 
-def parts_of_agent(user_agent: str | None) -> Row:
-    """The columns of a user agent."""
+def parts_of_agent(user_agent: str | None) -> dict[str, Any]:
+    """The columns of a user agent, by name. The first call takes a quarter of a second."""
     return {"user_agent": user_agent, **(parse_agent(user_agent) if user_agent else NOBODY)._asdict()}
 
 
-def written(properties: dict[str, Any] | None) -> str | None:
-    """Properties as text."""
-    return None if properties is None else orjson.dumps(properties).decode()
+def _split(url: str) -> tuple[str, str]:
+    found = URL.fullmatch(url)
+    if found is None:
+        raise ValueError(f"{url[:100]!r} is no URL with a host")
+    return found[1].lower(), found[2] or "/"
 
 
 @lru_cache(REMEMBERED_AGENTS)

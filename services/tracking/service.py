@@ -18,8 +18,8 @@ from services.tracking.settings import TrackingSettings, check_installed, load_s
 from services.tracking.store import insert
 
 BATCH = 250
-ROWS_AT_ONCE = 2000
-"""Rows of a call that are in memory at a time."""
+BYTES_AT_ONCE = 2 << 20
+"""Events of a call that are in memory as rows at a time."""
 MOST_NAMED = 5
 
 
@@ -49,8 +49,9 @@ async def lifespan(runtime: Runtime) -> AsyncIterator[Tracking]:
 service = Service("tracking", lifespan=lifespan)
 
 
-# Two calls at a time: rows of one are made while those of the other are written. The record of a job is needed for as
-# long as its post may be repeated; the row stays. One failure opens the breaker, since a call fails with all its jobs.
+# Two calls at a time: rows of one are made while those of the other are written. Records of finished jobs are kept no
+# longer than must be, since they are most of what Redis holds; a post that is repeated later meets its own rows. One
+# failure opens the breaker, since a call fails with all its jobs.
 @service.task(
     batch=BATCH,
     concurrency=2 * BATCH,
@@ -58,7 +59,7 @@ service = Service("tracking", lifespan=lifespan)
     timeout=600,
     retry=Retry(attempts=5, base=1, longest=60),
     breaker=Breaker(on=(DatabaseAway,), failures=1, wait=0.5, longest=10),
-    keep_done=3600,
+    keep_done=600,
     most_crashes=10,
 )
 async def store(payloads: list[Collected], batch: Batch) -> None:
@@ -66,19 +67,19 @@ async def store(payloads: list[Collected], batch: Batch) -> None:
     tracking: Tracking = batch.resources
     first = 0
     while first < len(payloads):
-        last, rows = first, 0
-        while last < len(payloads) and (last == first or rows + len(payloads[last]["events"]) <= ROWS_AT_ONCE):
-            rows += len(payloads[last]["events"])
+        last, size = first, 0
+        while last < len(payloads) and (last == first or size + len(payloads[last]["events"]) <= BYTES_AT_ONCE):
+            size += len(payloads[last]["events"])
             last += 1
         await _store(tracking.database, payloads, batch, range(first, last))
         first = last
 
 
 async def _store(database: Database, payloads: list[Collected], batch: Batch, positions: range) -> None:
-    def make() -> list[Row]:
-        return [row for at in positions for row in rows_of(batch.jobs[at].id, payloads[at])]
-
-    refused = await insert(database, await asyncio.to_thread(make))
+    rows, unreadable = await asyncio.to_thread(_rows, payloads, batch, positions)
+    for at, why in unreadable.items():
+        batch.fail(at, Discard(f"it holds no events: {why}"))
+    refused = await insert(database, rows)
     if not refused:
         return
     for at in positions:
@@ -86,3 +87,15 @@ async def _store(database: Database, payloads: list[Collected], batch: Batch, po
         if of_job:
             named = "; ".join(f"{key}: {why}" for key, why in of_job[:MOST_NAMED])
             batch.fail(at, Discard(f"the database refuses {len(of_job)} of its events: {named}"))
+
+
+def _rows(payloads: list[Collected], batch: Batch, positions: range) -> tuple[list[Row], dict[int, str]]:
+    """The rows of some jobs, and why there are none, by the place of the job: it was not submitted by our routes."""
+    rows: list[Row] = []
+    unreadable: dict[int, str] = {}
+    for at in positions:
+        try:
+            rows += rows_of(batch.jobs[at].id, payloads[at])
+        except ValueError as error:
+            unreadable[at] = " ".join(str(error).split())[:300]
+    return rows, unreadable

@@ -17,12 +17,12 @@ import pytest
 from aioflow import ConfigError, JobFailed
 from aioflow.settings import Settings, load_settings
 from services.tracking.database import Database
-from services.tracking.models import row_id
-from services.tracking.rows import rows_of
+from services.tracking.models import array_of, row_id
+from services.tracking.rows import Row, rows_of
 from services.tracking.service import Tracking, store
 from services.tracking.settings import TrackingSettings
 from services.tracking.settings import load_settings as load_tracking
-from services.tracking.store import insert
+from services.tracking.store import insert, statement
 from tests.postgres import Postgres
 from tests.services.tracked import BEARER, EVENT, TOKEN, Api, serving
 from tests.serving import ROOT, Serve
@@ -88,7 +88,13 @@ async def test_a_batch_that_is_repeated_inserts_nothing_twice(either: Settings) 
     async with serving(either) as api:
         tracking: Tracking = api.runtime.resources["tracking"]
         rows = rows_of(
-            "a-job", {"received_ms": 1, "ip": None, "user_agent": None, "events": [{"url": "https://h.example"}] * 3}
+            "a-job",
+            {
+                "received_ms": 1,
+                "ip": None,
+                "user_agent": None,
+                "events": array_of([b'{"url":"https://h.example"}'] * 3),
+            },
         )
         for _ in range(2):
             assert await insert(tracking.database, rows) == {}
@@ -115,6 +121,24 @@ async def test_a_row_that_is_refused_fails_its_own_job_and_no_other_event(
             assert of in failed.value.message
             assert "no_evil" in failed.value.message
         assert (await api.runtime.sizes(store)).dead == 2
+
+
+@pytest.mark.parametrize("events", ["no", "[{}]", '[{"url": "x"}]', '[{"url": "https://h.example", "x": 1}]'])
+async def test_a_job_that_holds_no_events_fails_alone(settings: Settings, events: str) -> None:
+    collected = {"received_ms": 1, "ip": None, "user_agent": None, "events": events}
+    async with serving(settings) as api:
+        odd = await api.runtime.submit(store, collected)
+        await asyncio.gather(*(api.track() for _ in range(5)))
+        with pytest.raises(JobFailed, match="it holds no events"):
+            await odd.result(10)
+        await api.settled()
+        assert await count(api) == 5
+
+
+@pytest.mark.parametrize("is_sqlite", [True, False])
+def test_the_statement_takes_the_fields_of_a_row_in_order(is_sqlite: bool) -> None:
+    columns = statement(is_sqlite).partition("(")[2].partition(")")[0]
+    assert columns.split(", ") == list(Row._fields)
 
 
 # ---- away
