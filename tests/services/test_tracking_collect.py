@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import AsyncIterator, Mapping
 from ipaddress import ip_network
@@ -14,7 +15,7 @@ from aiohttp.test_utils import make_mocked_request
 from aioflow import State
 from aioflow.settings import Settings, load_settings
 from services.tracking.collect import GIF
-from services.tracking.models import BYTES_OF_JOB, EVENTS_OF_JOB
+from services.tracking.models import BYTES_OF_JOB, EVENTS_OF_JOB, moment_of
 from services.tracking.proxies import client_address
 from services.tracking.service import store
 from tests.services.tracked import BEARER, EVENT, TOKEN, Api, serving
@@ -222,6 +223,39 @@ async def test_above_the_watermark_nothing_is_taken_and_nothing_that_was_is_lost
             return (await api.post(EVENT)).status == 202
 
         await wait_until(taken, 10)
+
+
+async def test_without_redis_nothing_is_taken_and_what_was_is_there_afterwards(
+    own_valkey: Valkey, settings: Settings
+) -> None:
+    async with serving(settings.model_copy(update={"redis": own_valkey.url})) as api:
+        before = await api.track()
+        await api.row(before)
+        await asyncio.to_thread(own_valkey.kill)
+        for answer in (await api.post(EVENT), await api.post([EVENT] * 300), await api.ask("GET", IMAGE, {})):
+            assert (answer.status, answer.headers["Retry-After"]) == (503, "2")
+        await asyncio.to_thread(own_valkey.start)
+
+        async def taken() -> bool:
+            return (await api.post(EVENT)).status == 202
+
+        await wait_until(taken, 15)
+        await api.settled()
+        assert (await api.get("/track/stats"))["count"] == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "ms"),
+    [
+        (0, 0),
+        (1.5, 1500),
+        (1767225600.123, 1767225600123),
+        (1767225599.9999, 1767225599999),
+        (4398046511, 4398046511000),
+    ],
+)
+def test_epoch_seconds_are_cut_to_milliseconds(given: float, ms: int) -> None:
+    assert moment_of(given) == ms
 
 
 # ---- repeats

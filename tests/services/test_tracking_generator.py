@@ -74,13 +74,18 @@ async def test_what_does_not_arrive_in_time_is_said(api: Api) -> None:
     assert "20 did not arrive within 0.3 s" in orjson.loads(said)["conservation"]["wrong"][0]
 
 
-async def test_what_cannot_be_asked_or_given_is_one_line(api: Api) -> None:
-    for options, token, message in (
+@pytest.mark.parametrize(
+    ("options", "token", "message"),
+    [
         ((), "", "set TRACKING_TOKEN"),
         ((), "another token", "answered 401"),
         (("--seed", "x"), TOKEN, "--seed 'x'"),
         (("--workers", "3"), TOKEN, "leave out PAYLOAD"),
-    ):
-        code, _, complaint = await load(api.url, *options, token=token)
-        assert (code, complaint.count("\n")) == (2, 1), complaint
-        assert message in complaint
+    ],
+)
+async def test_what_cannot_be_asked_or_given_is_one_line(
+    api: Api, options: tuple[str, ...], token: str, message: str
+) -> None:
+    code, _, complaint = await load(api.url, *options, token=token)
+    assert (code, complaint.count("\n")) == (2, 1), complaint
+    assert message in complaint

@@ -100,6 +100,28 @@ async def test_pages_hold_each_request_once_and_in_order(api: Api, sort: str) ->
     assert found == (ids if not sort.startswith("-") else ids[::-1])
 
 
+@pytest.mark.parametrize("sort", ["occurred_at", "-occurred_at", "received_at", "-received_at"])
+async def test_pages_neither_repeat_nor_hide_a_request_while_others_come_and_go(api: Api, sort: str) -> None:
+    ids = await fill(api)
+    if sort.startswith("-"):
+        ids.reverse()
+    path = f"/track/requests?limit=4&sort={sort}"
+    page = await api.get(path)
+    found = [row["id"] for row in page["requests"]]
+    for comes in (True, True, False, False, False, False, False, False, False):
+        if page["cursor"] is None:
+            break
+        if comes:  # before the place, at it and behind it; and the row goes on which the cursor stands
+            await api.post([{**EVENT, "occurred_at": T0 + 60 * number} for number in range(-1, 11)])
+            await api.settled()
+            assert (await api.ask("DELETE", f"/track/requests/{found[-1]}")).status == 204
+        page = await api.get(f"{path}&cursor={page['cursor']}")
+        found += [row["id"] for row in page["requests"]]
+    assert page["cursor"] is None
+    assert len(found) == len(set(found))
+    assert [key for key in found if key in ids] == ids
+
+
 @pytest.mark.parametrize(
     ("query", "numbers"),
     [
