@@ -2,7 +2,7 @@
 
 An event is checked where it is posted, and travels as what that came to. Its job holds the events as text, which is
 read where rows are made of it, in a thread: the event loop never walks through them. Sizes are bounded here: an event
-has less than 40 KiB of JSON.
+has less than 56 KiB of JSON.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ MOST_EVENTS = 1000
 EVENTS_OF_JOB = 200
 """An array travels as jobs of so many: what a process holds at a time is so many times its concurrency."""
 BYTES_OF_JOB = 256 << 10
+"""Of events; as text in JSON they are twice as many at the most, which is half of what a payload may have."""
 REMEMBERED_ADDRESSES = 20_000
 LONGEST_URL = 2048
 LONGEST_AGENT = 512

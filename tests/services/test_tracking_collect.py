@@ -122,12 +122,14 @@ async def test_an_array_is_taken_and_what_is_wrong_in_it_is_said_by_place(api: A
     assert jobs.done == math.ceil(997 / EVENTS_OF_JOB)
 
 
-async def test_an_array_is_divided_by_bytes_too(api: Api) -> None:
-    large = {**EVENT, "properties": {str(number): "x" * 900 for number in range(17)}}
+@pytest.mark.parametrize("text", ["x" * 900, '"' * 450, "\\" * 450, "\x01" * 150])
+async def test_an_array_is_divided_by_bytes_too(api: Api, text: str) -> None:
+    large = {**EVENT, "properties": {str(number): text for number in range(17)}}
     answer = await api.post([large] * 60)  # nearly a megabyte, of 15 KB each
     assert (answer.status, answer.body["accepted"], answer.body["errors"]) == (202, 60, [])
     await api.settled()
     assert (await api.runtime.sizes(store)).done > 60 * 15_000 // BYTES_OF_JOB
+    assert (await api.row(answer.body["tracking_ids"][-1]))["properties"] == large["properties"]
 
 
 # ---- what is refused
