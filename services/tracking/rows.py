@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from services.tracking.models import EVENTS, URL, Collected, row_id
 
 REMEMBERED_AGENTS = 20_000
-"""A user agent that is new takes 40 us to parse, ten times as long as all else of its event; most are not new."""
+"""A user agent that is new takes 40 us to parse, several times as long as all else of its row; most are not new."""
 
 
 class Agent(NamedTuple):
