@@ -23,6 +23,7 @@ from pydantic import PydanticUserError, TypeAdapter
 
 from aioflow.errors import AioflowError, ConfigError
 from aioflow.job import Batch, Handle, Job
+from aioflow.load import Generator
 from aioflow.policy import DEFAULT_PRIORITY, PAYLOAD_LIMIT, Breaker, Retry, TaskOptions
 from aioflow.timeline import NAME, Timeline, TimelineStore, parse_keep
 
@@ -389,6 +390,7 @@ class Service:
         self.middleware = tuple(middleware)
         self.tasks: dict[str, Task[Any, Any]] = {}
         self.routes: list[Route] = []
+        self.generator: Generator | None = None
 
     def __repr__(self) -> str:
         return f"<Service {self.name} tasks={sorted(self.tasks)}>"
@@ -487,6 +489,14 @@ class Service:
         """Where this service's timelines are read."""
         return find_runtime(self, "it inside `async with Runtime(...)`, or use one runtime").timelines()
 
+    def load(self, generator: Generator) -> Generator:
+        """Declare what `aioflow load SERVICE` submits: an async context manager that takes `aioflow.load.LoadOptions`.
+
+        It yields an `aioflow.load.Load`. Used as a decorator, above `@asynccontextmanager`.
+        """
+        self.generator = generator
+        return generator
+
     @overload
     def get(self, path: str) -> Callable[[RouteHandler], RouteHandler]: ...
     @overload
@@ -536,6 +546,18 @@ class Service:
             return self._route("POST", path)
         self.routes.append(Route("POST", path, None, submits, location, before))
         return None
+
+    def put(self, path: str) -> Callable[[RouteHandler], RouteHandler]:
+        """Declare a route, as `get` does."""
+        return self._route("PUT", path)
+
+    def patch(self, path: str) -> Callable[[RouteHandler], RouteHandler]:
+        """Declare a route, as `get` does."""
+        return self._route("PATCH", path)
+
+    def delete(self, path: str) -> Callable[[RouteHandler], RouteHandler]:
+        """Declare a route, as `get` does; None that it returns becomes a 204, without a body."""
+        return self._route("DELETE", path)
 
     def _route(self, method: str, path: str) -> Callable[[RouteHandler], RouteHandler]:
         def declare(handler: RouteHandler) -> RouteHandler:

@@ -18,4 +18,5 @@ def complete_task(context: typer.Context, incomplete: str) -> list[str]:
     except (Exception, SystemExit):  # noqa: BLE001 - a user's module may raise anything
         return []
     names = [task.full_name for service in services for task in service.tasks.values()]
+    names += [service.name for service in services if service.generator is not None]
     return sorted(name for name in names if name.startswith(incomplete))

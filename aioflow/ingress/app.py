@@ -92,6 +92,8 @@ def _handler(route: Route, runtime: RuntimeApi) -> Handler:
 
     async def answer(request: web.Request) -> web.StreamResponse:
         answered = await function(request, runtime)
+        if answered is None and route.method == "DELETE":
+            return web.Response(status=204)
         return answered if isinstance(answered, web.StreamResponse) else json_response(answered)
 
     return answer

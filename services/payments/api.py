@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
-from decimal import Decimal
 from typing import Any
 
 import aiohttp
@@ -15,15 +12,12 @@ from aiohttp import web
 from redis.exceptions import RedisError
 
 from aioflow import Discard, Job, JobInfo, Page, Problem, Retry, Runtime, Service, State, StoreUnavailable
+from aioflow.web import format_time, read_choice, read_page, read_range, read_seconds
 from services.payments.gateways import CheckedGateway, Gateway, HttpGateway, SimulatedGateway
 from services.payments.models import GatewayError, Outcome, Payment, PaymentRefused, Receipt
 from services.payments.settings import load_settings
 
-LARGEST_PAGE = 1000
 LEDGER = "gateway_ledger"
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-FARTHEST_MS = 2**42
-"""Times of timelines stay below it until 2109."""
 
 
 @asynccontextmanager
@@ -97,8 +91,8 @@ service.post("/payments", submits=charge, location="/payments/{id}")
 @service.get("/payments/overdue")
 async def overdue(request: web.Request, runtime: Runtime) -> dict[str, Any]:
     """Payments that have been queued or running for longer than `older_than` seconds, oldest first."""
-    older_than = _number(request, "older_than", 60.0)
-    (since_ms, until_ms), (limit, cursor) = _range(request), _paging(request)
+    older_than = read_seconds(request, "older_than", 60.0)
+    (since_ms, until_ms), (limit, cursor) = read_range(request), read_page(request)
     until_ms = max(0, min(until_ms, runtime.now_ms() - int(older_than * 1000)))
     window: dict[str, Any] = {"since_ms": since_ms, "until_ms": until_ms}
     listed = await _listed(runtime.jobs_page(charge, "open", **window, limit=limit, cursor=cursor))
@@ -113,7 +107,7 @@ async def overdue(request: web.Request, runtime: Runtime) -> dict[str, Any]:
 @service.get("/payments/count")
 async def count(request: web.Request, runtime: Runtime) -> dict[str, Any]:
     """How many payments have a status, in a time range."""
-    status, since_ms, until_ms = _status(request), *_range(request)
+    status, since_ms, until_ms = read_choice(request, "status", STATUSES), *read_range(request)
     return {"status": status, "count": await _count(runtime, status, since_ms, until_ms)}
 
 
@@ -139,7 +133,8 @@ async def requeue(request: web.Request, runtime: Runtime) -> web.Response:
 @service.get("/payments")
 async def listing(request: web.Request, runtime: Runtime) -> dict[str, Any]:
     """Payments of one status, oldest first."""
-    status, (since_ms, until_ms), (limit, cursor) = _status(request), _range(request), _paging(request)
+    status = read_choice(request, "status", STATUSES)
+    (since_ms, until_ms), (limit, cursor) = read_range(request), read_page(request)
     window: dict[str, Any] = {"since_ms": since_ms, "until_ms": until_ms, "limit": limit, "cursor": cursor}
     if status in DECIDED:
         timeline, record = DECIDED[status]
@@ -175,8 +170,8 @@ SHOWN_OF_FAILURE = ("error", "message", "attempt")
 
 
 async def _of_party(request: web.Request, runtime: Runtime, timelines: dict[str, Any]) -> dict[str, Any]:
-    status = _status(request, "success", tuple(timelines))
-    (since_ms, until_ms), (limit, cursor) = _range(request), _paging(request)
+    status = read_choice(request, "status", tuple(timelines), "success")
+    (since_ms, until_ms), (limit, cursor) = read_range(request), read_page(request)
     timeline = timelines[status][request.match_info["party_id"]]
     listed = await _listed(timeline.page(since_ms=since_ms, until_ms=until_ms, limit=limit, cursor=cursor))
     return {"payments": await _records(runtime, DECIDED[status][1], listed), "cursor": listed.cursor}
@@ -198,7 +193,7 @@ async def _records(runtime: Runtime, name: str, listed: Page) -> list[dict[str, 
     except (RedisError, OSError) as error:
         raise StoreUnavailable(f"redis is away: {error}") from error
     return [
-        {**orjson.loads(record), "at": _shown(at_ms)}
+        {**orjson.loads(record), "at": format_time(at_ms)}
         for record, (_, at_ms) in zip(records, listed.entries, strict=True)
         if record is not None
     ]
@@ -222,11 +217,11 @@ def _of_job(info: JobInfo) -> dict[str, Any]:
     elif info.state is State.DEAD and info.result is not None:
         failure = orjson.loads(info.result)
         shown["failure"] = {name: failure[name] for name in SHOWN_OF_FAILURE if name in failure}
-    shown |= {"status": status, "attempt": info.attempt, "submitted_at": _shown(info.submitted_ms)}
+    shown |= {"status": status, "attempt": info.attempt, "submitted_at": format_time(info.submitted_ms)}
     if info.state in (State.DONE, State.DEAD):
-        shown["finished_at"] = _shown(info.at_ms)
+        shown["finished_at"] = format_time(info.at_ms)
     elif info.state is State.SCHEDULED:
-        shown["due_at"] = _shown(info.at_ms)
+        shown["due_at"] = format_time(info.at_ms)
     return shown
 
 
@@ -236,63 +231,3 @@ def _payment(payload: bytes) -> Any:
         return orjson.loads(payload)
     except orjson.JSONDecodeError:
         return None
-
-
-def _status(request: web.Request, default: str | None = None, allowed: tuple[str, ...] = STATUSES) -> str:
-    status = request.query.get("status", default)
-    if status not in allowed:
-        raise _wrong("status", f"use one of {', '.join(allowed)}")
-    return status
-
-
-def _paging(request: web.Request) -> tuple[int, str | None]:
-    text = request.query.get("limit", "100")
-    if not re.fullmatch(r"[0-9]{1,4}", text) or not 1 <= int(text) <= LARGEST_PAGE:
-        raise _wrong("limit", f"use a whole number from 1 to {LARGEST_PAGE}")
-    return int(text), request.query.get("cursor")
-
-
-def _range(request: web.Request) -> tuple[int, int]:
-    since_ms, until_ms = _time(request, "since", 0), _time(request, "until", FARTHEST_MS)
-    if until_ms < since_ms:
-        raise _wrong("until", "it lies before since")
-    return since_ms, until_ms
-
-
-def _time(request: web.Request, name: str, default: int) -> int:
-    """Epoch seconds or RFC 3339, in UTC ms: cut, not rounded, so that the last moment before a ms is before it."""
-    text = request.query.get(name)
-    if text is None:
-        return default
-    if re.fullmatch(r"[0-9]{1,10}(\.[0-9]{1,9})?", text):
-        at_ms = int(Decimal(text) * 1000)
-    else:
-        at_ms = (_moment(name, text) - EPOCH) // timedelta(milliseconds=1)
-    return min(max(0, at_ms), FARTHEST_MS)
-
-
-def _moment(name: str, text: str) -> datetime:
-    try:
-        moment = datetime.fromisoformat(text.upper().replace(" ", "+"))  # an unescaped + comes as a space
-    except ValueError:
-        moment = None
-    if moment is None or moment.tzinfo is None or "T" not in text.upper():
-        raise _wrong(name, "use epoch seconds, or RFC 3339 with a zone, such as 2026-01-31T12:00:00Z")
-    return moment
-
-
-def _number(request: web.Request, name: str, default: float) -> float:
-    text = request.query.get(name)
-    if text is None:
-        return default
-    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,6})?", text):
-        raise _wrong(name, "use a number of seconds, 0 or more")
-    return float(text)
-
-
-def _wrong(name: str, message: str) -> Problem:
-    return Problem(422, f"{name}: {message}", errors=[(name, message)])
-
-
-def _shown(at_ms: int) -> str:
-    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

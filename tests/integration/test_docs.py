@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from aioflow import Breaker, Retry, Service, Task
+from aioflow import Breaker, Retry, Service, Task, web
 from aioflow.delivery import DeliverySettings, addresses
 from aioflow.delivery.settings import PREFIX
 from aioflow.delivery.signing import HOW_TO_MAKE
@@ -207,6 +207,11 @@ def test_the_table_of_submit_is_what_submit_takes() -> None:
     assert {name: rows[name] for name in ("delay", "at", "priority")} == {
         name: repr(taken[name]) for name in ("delay", "at", "priority")
     }
+
+
+def test_the_table_of_web_is_what_it_has() -> None:
+    said = {name for names, _ in rows_of(page("guide.md"), "web") for name in re.findall(r"`(\w+)\(", names)}
+    assert said == set(web.__all__)
 
 
 # ---- links

@@ -350,3 +350,34 @@ async def test_a_redis_over_its_limit_is_full_and_no_more(own_valkey: Valkey, na
 
         assert await wait_until(refused) == "redis is 100% full; nothing new is taken for now"
         await admin.config_set("maxmemory", 0)
+
+
+async def test_routes_of_every_method(valkey: Valkey, namespace: str) -> None:
+    service = Service("demo")
+    shelf: dict[str, str] = {}
+
+    @service.put("/shelf/{name}")
+    async def put(request: web.Request, runtime: Runtime) -> dict[str, str]:
+        shelf[request.match_info["name"]] = (await request.read()).decode()
+        return shelf
+
+    @service.patch("/shelf/{name}")
+    async def patch(request: web.Request, runtime: Runtime) -> dict[str, str]:
+        shelf[request.match_info["name"]] += (await request.read()).decode()
+        return shelf
+
+    @service.delete("/shelf/{name}")
+    async def delete(request: web.Request, runtime: Runtime) -> None:
+        del shelf[request.match_info["name"]]
+
+    async with (
+        Runtime([service], redis=valkey.url, namespace=namespace) as runtime,
+        answering(make_app(runtime)) as url,
+        aiohttp.ClientSession() as session,
+    ):
+        told: list[tuple[int, Any]] = []
+        for method, body in (("PUT", "a"), ("PATCH", "b"), ("DELETE", None), ("POST", "c")):
+            async with session.request(method, f"{url}/shelf/x", data=body) as answer:
+                told.append((answer.status, await answer.read()))
+    assert told[:3] == [(200, b'{"x":"a"}'), (200, b'{"x":"ab"}'), (204, b"")]
+    assert told[3][0] == 405

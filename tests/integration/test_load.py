@@ -498,3 +498,53 @@ async def test_a_first_answer_that_all_others_would_get_ends_it(load: Load, stub
     ended = await load("demo.nothing", "--url", stub.url, "--jobs", "50")
     assert (ended.code, stub.asked) == (2, 1)
     assert re.fullmatch(r"aioflow: POST \S+ answered 422: .*\n", ended.err)
+
+
+async def test_a_service_brings_its_own_generator(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        "from collections.abc import AsyncIterator, Sequence\n"
+        "from contextlib import asynccontextmanager\n"
+        "from aioflow import Service\n"
+        "from aioflow.load import Load, LoadOptions, Seen\n"
+        "service, plain = Service('own'), Service('plain')\n"
+        "class Place:\n"
+        "    batch, arrive, can_tell = 10, True, True\n"
+        "    def __init__(self) -> None:\n"
+        "        self.taken: list[str] = []\n"
+        "    async def submit(self) -> str:\n"
+        "        self.taken.append(f'item-{len(self.taken)}')\n"
+        "        return self.taken[-1]\n"
+        "    async def look(self, ids: Sequence[str]) -> list[Seen | None]:\n"
+        "        return [Seen('awaited' if job_id == 'item-7' else 'done') for job_id in ids]\n"
+        "    async def totals(self) -> None: ...\n"
+        "    async def synchronize(self) -> None: ...\n"
+        "@service.load\n"
+        "@asynccontextmanager\n"
+        "async def generate(options: LoadOptions) -> AsyncIterator[Load]:\n"
+        "    place = Place()\n"
+        "    yield Load(f'{options.url} seed {options.seed}', place, place)\n"
+    )
+
+    async def run(*words: str) -> tuple[int | None, str, str]:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "aioflow", "load", *words, "--service", "own:service", "--service", "own:plain"),
+            cwd=tmp_path,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        said, complaint = await process.communicate()
+        return process.returncode, said.decode(), complaint.decode()
+
+    code, said, _ = await run("own", "--jobs", "5", "--json", "--seed", "3")
+    assert (code, json.loads(said)["target"]) == (0, "http://127.0.0.1:8080 seed 3")
+    code, said, _ = await run("own", "--jobs", "9", "--json", "--settle", "0")
+    assert (code, json.loads(said)["conservation"]["wrong"]) == (1, ["1 did not arrive within 0 s, such as item-7"])
+    for words, message in (
+        (("plain",), "service plain has no load generator of its own"),
+        (("other",), "there is no task 'other'"),
+        (("own", "5"), "own makes its own payloads"),
+        (("own.task", "--seed", "1"), "--seed is for a service's own generator"),
+    ):
+        code, _, complaint = await run(*words)
+        assert (code, complaint.count("\n")) == (2, 1)
+        assert message in complaint

@@ -8,18 +8,20 @@ from collections.abc import Sequence
 import pytest
 
 from aioflow import StoreUnavailable
-from aioflow.cli.load.accounts import Accounts, Seen, compare_totals
+from aioflow.cli.load.accounts import Accounts, compare_totals
 from aioflow.cli.load.latency import Latency
 from aioflow.cli.load.ledger import Ledger
 from aioflow.cli.load.plan import make_plan
 from aioflow.cli.load.submitters import Submitters
 from aioflow.job import new_id
+from aioflow.load import Seen
 
 
 class Keeper:
     """Answers from a table; fails where an id is not in it."""
 
     batch = 2
+    arrive = False
     can_tell = True
 
     def __init__(self, known: dict[str, Seen | None]) -> None:

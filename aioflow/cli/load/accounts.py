@@ -7,41 +7,16 @@ accounted for is looked at again, so at any time the ledger and these counts tog
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from aioflow.cli.load.latency import Latency
 from aioflow.cli.load.ledger import Ledger
+from aioflow.load import Keeper, Seen
 
 MOST_LISTED = 10
 MILLISECOND_US = 1000
 FINAL = ("done", "dead", "kept")
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """A job as its keeper shows it; times in seconds on this process' monotonic clock, where they are known."""
-
-    state: str
-    """A job's state; "kept" where no more is known than that there is a record."""
-    started: float | None = None
-    ended: float | None = None
-
-
-class Keeper(Protocol):
-    """Who can be asked for jobs by their ids. Raises StoreUnavailable."""
-
-    batch: int
-
-    @property
-    def can_tell(self) -> bool: ...
-
-    async def look(self, ids: Sequence[str]) -> list[Seen | None]: ...
-
-    async def totals(self) -> dict[str, int] | None: ...
-
-    async def synchronize(self) -> None: ...
 
 
 @dataclass(slots=True)

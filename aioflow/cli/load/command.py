@@ -17,7 +17,10 @@ from aioflow.errors import AioflowError
 def load(
     task: Annotated[
         str,
-        typer.Argument(help='"service.task", of the services that `serve` finds', autocompletion=complete_task),
+        typer.Argument(
+            help='"service.task", of the services that `serve` finds, or "service": its own generator',
+            autocompletion=complete_task,
+        ),
     ],
     payload: Annotated[str, typer.Argument(help="The payload of every job as JSON; - reads it from standard input")] = (
         "null"
@@ -50,6 +53,9 @@ def load(
     settle: Annotated[
         str | None, typer.Option(help="How long the jobs are waited for at the end, default 30", metavar="SECONDS")
     ] = None,
+    seed: Annotated[
+        str | None, typer.Option(help="Seed of what a service's own generator draws, default 0", metavar="NUMBER")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object")] = False,
 ) -> None:
     """Submit many jobs, measure, and account for every one that was receipted.
@@ -66,6 +72,9 @@ def load(
     is loaded; a receipt is a 202 with a tracking_id or an id; 429 and 503 count
     as refused. With --redis (and AIOFLOW_NAMESPACE) the jobs' records are then
     looked up as in process; without, each job's Location is asked for once.
+
+    With SERVICE alone, what the service's own generator makes is submitted to
+    --url (http://127.0.0.1:8080), and all of it must arrive.
 
     Conservation: every accepted job must be done, dead or still queued, and the
     queue's own counters must not be below that. A job is remembered until it is
@@ -91,6 +100,7 @@ def load(
                 no_workers=no_workers,
                 plan={"submitters": submitters, "jobs": jobs, "seconds": seconds, "rate": rate, "settle": settle},
                 as_json=as_json,
+                seed=seed,
             )
         )
     except AioflowError as error:

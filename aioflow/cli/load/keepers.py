@@ -11,11 +11,11 @@ import aiohttp
 from redis import exceptions as driver
 from redis.asyncio import Redis
 
-from aioflow.cli.load.accounts import Seen
 from aioflow.engine.keys import Queue
 from aioflow.engine.records import MOST_JOBS
 from aioflow.errors import StoreUnavailable
 from aioflow.job import JobInfo, State
+from aioflow.load import Seen
 
 MOST_BYTES = 8 << 20
 """Payload of one look, about: records come with their payloads."""
@@ -24,6 +24,8 @@ CLOCK_SAMPLES = 5
 
 class Records:
     """The queue's own records. Their times, in ms of the server's clock, become this process' monotonic seconds."""
+
+    arrive = False
 
     def __init__(
         self,
@@ -82,6 +84,8 @@ class Records:
 
 class Locations:
     """The Location that came with the receipts: 200 says that the job is kept, 404 or 410 that it is missing."""
+
+    arrive = False
 
     def __init__(self, session: aiohttp.ClientSession, batch: int) -> None:
         self.batch = batch

@@ -14,13 +14,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from aioflow.cli.load.accounts import Accounts, Keeper, compare_totals
+from aioflow.cli.load.accounts import MOST_LISTED, Accounts, compare_totals
 from aioflow.cli.load.ledger import MOST_ENTRIES, Ledger
 from aioflow.cli.load.meter import Meter
 from aioflow.cli.load.plan import Plan
 from aioflow.cli.load.report import Report
-from aioflow.cli.load.submitters import Submitters, Target
+from aioflow.cli.load.submitters import Submitters
 from aioflow.errors import AioflowError
+from aioflow.load import Keeper, Target
 
 FOLLOW_SECONDS = 60.0
 METER_SECONDS = 0.1
@@ -157,6 +158,10 @@ class LoadTest:
         if accounts.missing:
             ids = ", ".join(accounts.missing_ids) + (", ..." if accounts.missing > len(accounts.missing_ids) else "")
             report.wrong.append(f"{accounts.missing:,} accepted jobs are missing: {ids}")
+        awaited = accounts.queued.total() if self._keeper.arrive and not report.interrupted else 0
+        if awaited:
+            ids = ", ".join(job_id for job_id, _ in accounts.ledger.first(MOST_LISTED))
+            report.wrong.append(f"{awaited:,} did not arrive within {self._plan.settle:g} s, such as {ids}")
         if accounts.unchecked:
             report.wrong.append(f"{accounts.unchecked:,} accepted jobs could not be looked up: {self._trouble}")
 

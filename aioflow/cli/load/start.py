@@ -15,18 +15,19 @@ from rich.console import Console
 
 from aioflow.cli.connect import reachable
 from aioflow.cli.find import find_services, find_task
-from aioflow.cli.given import check_payload, read_payload
+from aioflow.cli.given import check_payload, number_of, read_payload
 from aioflow.cli.load.keepers import Locations, Records
 from aioflow.cli.load.meter import Meter
 from aioflow.cli.load.plan import Plan, make_plan
 from aioflow.cli.load.report import Report
 from aioflow.cli.load.run import LoadTest
-from aioflow.cli.load.targets import InProcess, OverHttp, check_url, open_session
+from aioflow.cli.load.targets import InProcess, OverHttp, check_url
 from aioflow.cli.logs import set_up_logs
 from aioflow.engine.connect import shown
 from aioflow.engine.keys import Queue, check_namespace
 from aioflow.engine.store import Store
 from aioflow.errors import ConfigError
+from aioflow.load import Generator, LoadOptions, open_session
 from aioflow.runtime import Runtime
 from aioflow.service import TASK_NAME, Service, Task
 from aioflow.settings import Settings, load_settings
@@ -46,6 +47,7 @@ class Options:
     no_workers: bool
     plan: Mapping[str, str | None]
     as_json: bool
+    seed: str | None = None
 
 
 def start(options: Options) -> int:
@@ -54,8 +56,18 @@ def start(options: Options) -> int:
     set_up_logs(settings.log_format)
     logging.getLogger().setLevel(logging.WARNING)
     plan = make_plan(**options.plan)
+    generator = find_generator(options)
+    if generator is None and options.seed is not None:
+        raise ConfigError("--seed is for a service's own generator: name the service, without a task")
     body = read_payload(options.payload)
-    if options.url is None:
+    if generator is not None:
+        if options.payload != "null" or options.redis or options.data or options.workers or options.no_workers:
+            raise ConfigError(
+                f"{options.task} makes its own payloads and submits them to a URL: leave out PAYLOAD, --redis, --data, "
+                "--workers and --no-workers"
+            )
+        running = generated(plan, options, generator)
+    elif options.url is None:
         services = find_services(options.services)
         task = find_task(services, options.task)
         check_payload(task, body)
@@ -89,6 +101,40 @@ async def in_process(
         return await LoadTest(task.full_name, name, target, keeper, plan, Meter(), runtime.failed).run()
     finally:
         await runtime.stop()  # leaving it by `async with` raises where it failed, and there would be no report
+
+
+async def generated(plan: Plan, options: Options, generator: Generator) -> Report:
+    """Submit what a service's own generator makes."""
+    url = check_url(options.url or "http://127.0.0.1:8080")
+    seed = 0 if options.seed is None else number_of(options.seed, "--seed", 0, 10**12 - 1)
+    async with generator(LoadOptions(url.rstrip("/"), plan.submitters, seed)) as load:
+        return await LoadTest(options.task, load.name, load.target, load.keeper, plan, Meter()).run()
+
+
+def find_generator(options: Options) -> Generator | None:
+    """The generator that the options mean; None: they mean a task."""
+    if "." in options.task:
+        return None
+    try:
+        services = find_services(options.services)
+    except ConfigError:
+        if options.url is None or options.services:
+            raise
+        return None  # with a URL a task need not be known here
+    return generator_of(services, options.task)
+
+
+def generator_of(services: list[Service], name: str) -> Generator | None:
+    """The generator of a service; None: there is no service of that name. Raises ConfigError where it has none."""
+    for service in services:
+        if service.name == name:
+            if service.generator is None:
+                tasks = ", ".join(sorted(task.full_name for task in service.tasks.values()))
+                raise ConfigError(
+                    f"service {name} has no load generator of its own; name a task: {tasks or 'it has none'}"
+                )
+            return service.generator
+    return None
 
 
 async def over_http(settings: Settings, plan: Plan, options: Options, url: str, body: bytes) -> Report:

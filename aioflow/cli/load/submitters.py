@@ -12,13 +12,12 @@ import asyncio
 import math
 import time
 from collections import Counter
-from typing import Protocol
 
 from aioflow.cli.load.latency import Latency
 from aioflow.cli.load.ledger import Ledger
 from aioflow.cli.load.plan import Plan
-from aioflow.cli.load.targets import Failed, Refused
 from aioflow.errors import ConfigError
+from aioflow.load import Failed, Refused, Target
 
 REST_SECONDS = 0.1
 """How long a submitter of a closed loop rests after a submit that was not taken."""
@@ -26,12 +25,6 @@ NAP_SECONDS = 0.25
 """The longest sleep of a submitter, so that it hears of a stop."""
 TICK_SECONDS = 0.001
 """The event loop's timers are no finer: rather this much early, and measured from there, than late."""
-
-
-class Target(Protocol):
-    """Where jobs go. Raises Refused, Failed."""
-
-    async def submit(self) -> str: ...
 
 
 class Submitters:

@@ -6,30 +6,12 @@ from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 import aiohttp
-import orjson
 
 from aioflow.cli.load.keepers import Locations
 from aioflow.errors import AioflowError, ConfigError, QueueFull
-from aioflow.job import LONGEST_ID
+from aioflow.load import Failed, HttpTarget, Refused
 from aioflow.runtime import Runtime
 from aioflow.service import Task
-
-REFUSED = (429, 503)
-JSON = {"Content-Type": "application/json"}
-ANSWER_SECONDS = 30.0
-
-
-class Refused(Exception):
-    """The job was not taken since the queue is full or the server has too much to do."""
-
-
-class Failed(Exception):
-    """The submit failed. `kind` is what it is counted under; where it is `hopeless`, another would fail as well."""
-
-    def __init__(self, kind: str, message: str, *, hopeless: bool = False) -> None:
-        super().__init__(message)
-        self.kind = kind
-        self.hopeless = hopeless
 
 
 class InProcess:
@@ -50,46 +32,17 @@ class InProcess:
             raise Failed(type(error).__name__, str(error)) from error
 
 
-class OverHttp:
-    """POSTs to a URL."""
+class OverHttp(HttpTarget):
+    """POSTs one payload to a URL, and notes where the receipts say that its jobs are."""
 
-    def __init__(self, session: aiohttp.ClientSession, url: str, body: bytes, locations: Locations | None) -> None:
-        self._session = session
-        self._url = url
-        self._body = body
+    def __init__(self, session: aiohttp.ClientSession, url: str, body: bytes, locations: Locations) -> None:
+        super().__init__(session, url, lambda: body)
         self._locations = locations
 
-    async def submit(self) -> str:
-        """Submit one job; its id. Raises Refused, Failed."""
-        try:
-            async with self._session.post(self._url, data=self._body, headers=JSON, allow_redirects=False) as answer:
-                status, said, location = answer.status, await answer.read(), answer.headers.get("Location")
-        except TimeoutError as error:
-            raise Failed("timeout", f"POST {self._url}: no answer within {ANSWER_SECONDS:g} s") from error
-        except aiohttp.ClientError as error:
-            cannot = isinstance(error, (aiohttp.ClientConnectorError, aiohttp.InvalidURL))
-            raise Failed("connection", f"POST {self._url}: {error}", hopeless=cannot) from error
-        if status in REFUSED:
-            raise Refused(f"POST {self._url} answered {status}")
-        if status != 202:
-            told = f"POST {self._url} answered {status}: {said[:300].decode(errors='replace')}"
-            raise Failed(str(status), told, hopeless=status < 500 and status != 408)
-        job_id = id_in(said)
-        if job_id is None:
-            raise Failed("no id", f"POST {self._url} answered 202 without a tracking_id or an id", hopeless=True)
-        if self._locations is not None and self._locations.template is None and location and job_id in location:
+    def receipted(self, job_id: str, location: str | None) -> None:
+        """The first Location with the id is the template of all."""
+        if self._locations.template is None and location and job_id in location:
             self._locations.template = urljoin(self._url, location).replace(job_id, "{id}")
-        return job_id
-
-
-def id_in(receipt: bytes) -> str | None:
-    """The job's id in a receipt, if there is one."""
-    try:
-        told = orjson.loads(receipt)
-    except orjson.JSONDecodeError:
-        return None
-    job_id = (told.get("tracking_id") or told.get("id")) if isinstance(told, dict) else None
-    return job_id if isinstance(job_id, str) and 1 <= len(job_id) <= LONGEST_ID else None
 
 
 def check_url(url: str) -> str:
@@ -102,10 +55,3 @@ def check_url(url: str) -> str:
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise ConfigError(f"--url {url!r}: write http://host:port/path")
     return url
-
-
-def open_session(connections: int) -> aiohttp.ClientSession:
-    """A client with as many connections as there are submitters."""
-    return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=connections), timeout=aiohttp.ClientTimeout(total=ANSWER_SECONDS)
-    )
