@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent import futures
 from contextlib import suppress
 from datetime import datetime
@@ -360,13 +360,28 @@ class Client:
         return data_key(self.namespace, service.name, name)
 
     async def run_script(
-        self, service: Service, path: Path, keys: Sequence[str], args: Sequence[str | bytes | float]
+        self, service: Service, path: Path, keys: Sequence[str] | None, args: Sequence[str | bytes | float]
     ) -> Any:
         """As calling what `Service.script` gives."""
         store = self._live_store()
         script = scripts.load_file(path, plain=store.in_memory)
         words = [arg if isinstance(arg, (str, bytes)) else repr(arg) for arg in args]
-        return await store.run_script(script, [self.key(service, key) for key in keys], words)
+        names = [name for name, _ in script.keys] if keys is None else keys
+        return await store.run_script(script, [self.key(service, name) for name in names], words)
+
+    async def listen(
+        self,
+        service: Service,
+        name: str,
+        heard: Mapping[bytes, Callable[[bytes], None]],
+        connected: Callable[[], Awaitable[None]],
+    ) -> None:
+        """Hear, until cancelled, what is published on a channel named as the service's keys are; for a lifespan's task.
+
+        A message is a kind, a newline and the rest, which goes to `heard[kind]`. Messages are lost while the line is
+        down, so nothing may rest on them alone: `connected` is awaited after every (re)connection, to ask anew.
+        """
+        await Inbox(self._live_store(), self.key(service, name), heard, connected, lambda: True, at_once=True).run()
 
     def timelines(self) -> Client:
         """Where timelines are read."""
