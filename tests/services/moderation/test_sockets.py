@@ -147,7 +147,7 @@ async def test_a_message_that_is_lost_is_made_up_for_by_the_next_beat(
         monkeypatch.setattr(hub.board, "nonce", "elsewhere")  # of tokens
         monkeypatch.setattr(hub, "_heard", lambda moderator: None)
         # The desk's home is moved, so that the message goes where nobody listens.
-        await api.runtime.redis.hset(api.runtime.key(api.runtime.services["moderation"], "desk:ann"), "home", "nobody")  # type: ignore[misc]
+        await api.runtime.redis.hset(api.runtime.key(api.runtime.services["moderation"], "desk:ann"), "home", "nobody")
         await api.item()
         assert (await ann.expect("assignment", 3))["item"] == "i1"
 
