@@ -31,6 +31,7 @@ write(
   'HSET', item.key, 'body', body, 'author', author, 'skill', skill, 'level', level, 'place', whole(item.place), 'came', now
 )
 write('ZADD', open, whole(at_ms), id)
+note('came', item, '', author)
 place_item(item)
 commit()
 return 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-LOCK, GRACE, IDLE = 120_000, 6_000, 900_000
+LOCK, GRACE, IDLE = 10_000, 6_000, 60_000
 LEVELS, MOST_SKIPS = 5, 100
 STEP = 2**42
 

@@ -26,7 +26,7 @@ from services.moderation import models
 from services.moderation.board import Board, Refused
 from services.moderation.settings import ModerationSettings
 from tests.services.moderation.conftest import bare, scripts
-from tests.services.moderation.model import GRACE, IDLE, STEP, Desk, Item, Model
+from tests.services.moderation.model import GRACE, IDLE, LOCK, STEP, Desk, Item, Model
 from tests.valkey import Valkey
 
 T = TypeVar("T")
@@ -45,7 +45,7 @@ class Machine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.model = Model(1_800_000_000_000, TWO_PERSON)
-        chosen = ModerationSettings(two_person=TWO_PERSON)
+        chosen = ModerationSettings(two_person=TWO_PERSON, lock=LOCK / 1000, idle=IDLE / 1000)
         self.boards = [Board(self.runtime, scripts, chosen, nonce, lambda: self.model.now) for nonce in ("a1", "b2")]
         self.sockets: dict[str, tuple[int, str]] = {}  # of living processes: moderator -> process, by
         self.made = 0
@@ -205,12 +205,15 @@ class Machine(RuleBasedStateMachine):
 
     @rule(
         process=st.integers(0, 1),
-        ms=st.sampled_from([1, 500, 5000, 6000, 60_000, 119_999, 900_000]),
-        ticks=st.sampled_from([True, True, False]),
+        ms=st.sampled_from([1, 1000, 5000, 6000, LOCK - 1, LOCK, IDLE]),
+        then=st.sampled_from(["tick", "beat and tick", "beat and tick", "nothing"]),
     )
-    def time_passes(self, process: int, ms: int, ticks: bool) -> None:
+    def time_passes(self, process: int, ms: int, then: str) -> None:
         self.model.now += ms
-        if ticks:
+        if then.startswith("beat"):
+            self.beat(0)
+            self.beat(1)
+        if then.endswith("tick"):
             ticked = self.run(self.boards[process].tick(1000, judges=True))
             assert ticked.failure == ""
             self.model.tick()
