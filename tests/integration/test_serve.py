@@ -158,7 +158,7 @@ async def test_it_says_where_it_listens_and_serves_until_sigterm(
     serve = start("--redis", "memory:", "--port", "0", "--pid-file", str(pid_file), "--log-format", "json", **SURE)
     said = await serve.greeting()
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+", said["url"])
-    assert (said["services"], said["redis"]) == ("payments", "memory:, receipts mean memory")
+    assert (said["services"], said["redis"]) == ("moderation, payments", "memory:, receipts mean memory")
     assert pid_file.read_text() == f"{serve.process.pid}\n"
     assert await got(session, f"{said['url']}/healthz") == (200, {"status": "up"})
     assert await got(session, f"{said['url']}/readyz") == (200, {"status": "ready"})
