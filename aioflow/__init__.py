@@ -7,6 +7,7 @@ from aioflow.errors import (
     IdConflict,
     JobCancelled,
     JobFailed,
+    LeaseLost,
     NotFound,
     ProtocolError,
     QueueFull,
@@ -14,14 +15,16 @@ from aioflow.errors import (
     StoreUnavailable,
 )
 from aioflow.ingress.problems import Problem
-from aioflow.job import Failure, Handle, Job, JobInfo, State
-from aioflow.policy import Discard, Retry, RetryLater
+from aioflow.job import Batch, Failure, Handle, Job, JobInfo, State
+from aioflow.policy import Breaker, Discard, Retry, RetryLater
 from aioflow.runtime import Runtime
 from aioflow.service import Middleware, Service, Task
 from aioflow.timeline import Page, Timeline
 
 __all__ = [
     "AioflowError",
+    "Batch",
+    "Breaker",
     "CodecError",
     "ConfigError",
     "Discard",
@@ -32,6 +35,7 @@ __all__ = [
     "JobCancelled",
     "JobFailed",
     "JobInfo",
+    "LeaseLost",
     "Middleware",
     "NotFound",
     "Page",

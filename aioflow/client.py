@@ -19,9 +19,11 @@ from redis.asyncio import Redis
 
 from aioflow.commit import check_priority
 from aioflow.engine import codec, scripts
+from aioflow.engine.caller import MOST_CHANNELS
+from aioflow.engine.fleet import Fleet
 from aioflow.engine.inbox import Inbox
-from aioflow.engine.keys import Queue, check_namespace, data_key, runtime_channels
-from aioflow.engine.records import NewJob, Overview, Sizes
+from aioflow.engine.keys import Queue, check_namespace, data_key, no_data_key, runtime_channels
+from aioflow.engine.records import MOST_JOBS, NewJob, Overview, Sizes
 from aioflow.engine.results import Results
 from aioflow.engine.store import Store
 from aioflow.engine.submitter import Submitter
@@ -70,6 +72,7 @@ class Client:
         }
         self._store: Store | None = None
         self._submitter: Submitter | None = None
+        self._listening = 0
         self._results: Results | None = None
         self._inbox: Inbox | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -230,14 +233,20 @@ class Client:
     async def inspect(self, task_name: Task[Any, Any] | str, job_id: str) -> JobInfo:
         """What is known of a job now. Raises NotFound."""
         task = self.task(task_name)
-        (info,) = await self._live_store().inspect(self._queues[task], [job_id])
+        queue = self._queues[task]
+        (info,) = await self._live_store(queue).inspect(queue, [job_id])
         if info is None:
             raise NotFound(task.full_name, job_id)
         return info
 
     async def inspect_many(self, task: Task[Any, Any] | str, ids: Sequence[str]) -> list[JobInfo | None]:
-        """What is known of up to 1,000 jobs as one moment; None for those of which nothing is kept."""
-        return await self._live_store().inspect(self._queues[self.task(task)], ids) if ids else []
+        """What is known of up to 1,000 jobs as one moment; None for those of which nothing is kept.
+
+        More are a ConfigError, here as in `requeue_many` and `cancel_many`.
+        """
+        check_count("inspect_many", ids)
+        queue = self._queues[self.task(task)]
+        return await self._live_store(queue).inspect(queue, ids) if ids else []
 
     async def wait_result(self, task_name: str, job_id: str, timeout: float | None) -> Any:
         """As `Handle.result`."""
@@ -263,7 +272,8 @@ class Client:
     async def cancel(self, task_name: Task[Any, Any] | str, job_id: str) -> bool:
         """As `Handle.cancel`."""
         task = self.task(task_name)
-        (answer,) = await self._live_store().cancel(self._queues[task], [job_id], runtime_channels(self.namespace))
+        queue, channels = self._queues[task], runtime_channels(self.namespace)
+        (answer,) = await self._live_store(queue).cancel(queue, [job_id], channels)
         if answer == -1:
             raise NotFound(task.full_name, job_id)
         return answer > 0
@@ -274,42 +284,57 @@ class Client:
         info = await self.inspect(task, job_id)
         if info.state is not State.DEAD:
             return False
-        (requeued,) = await self._live_store().requeue(self._queues[task], [(job_id, info.token)])
+        queue = self._queues[task]
+        (requeued,) = await self._live_store(queue).requeue(queue, [(job_id, info.token)])
         return requeued
 
     # ---- many jobs
 
     async def requeue_many(self, task: Task[Any, Any] | str, jobs: Sequence[JobInfo]) -> list[bool]:
         """Give up to 1,000 dead jobs a new life; False where one is not dead, or not by the death that was seen."""
+        check_count("requeue_many", jobs)
         fences = [(job.id, job.token) for job in jobs]
-        return await self._live_store().requeue(self._queues[self.task(task)], fences) if fences else []
+        queue = self._queues[self.task(task)]
+        return await self._live_store(queue).requeue(queue, fences) if fences else []
 
     async def cancel_many(self, task: Task[Any, Any] | str, ids: Sequence[str]) -> list[int]:
         """Cancel up to 1,000 jobs; per job 2 cancelled, 1 its holder is asked, 0 finished already, -1 unknown."""
+        check_count("cancel_many", ids)
         queue, channels = self._queues[self.task(task)], runtime_channels(self.namespace)
-        return await self._live_store().cancel(queue, ids, channels) if ids else []
+        return await self._live_store(queue).cancel(queue, ids, channels) if ids else []
+
+    # ---- the runtimes
+
+    def fleet(self) -> Fleet:
+        """Who runs jobs in this namespace, and orders to them."""
+        return Fleet(self._live_store(), self.namespace)
 
     # ---- a queue
 
     async def pause(self, task: Task[Any, Any] | str) -> bool:
         """Let no runtime claim the task's jobs; what runs goes on. False where it was paused already."""
-        return await self._live_store().pause(self._queues[self.task(task)], paused=True)
+        queue = self._queues[self.task(task)]
+        return await self._live_store(queue).pause(queue, paused=True)
 
     async def resume(self, task: Task[Any, Any] | str) -> bool:
         """Let the task's jobs be claimed again. False where it was not paused."""
-        return await self._live_store().pause(self._queues[self.task(task)], paused=False)
+        queue = self._queues[self.task(task)]
+        return await self._live_store(queue).pause(queue, paused=False)
 
     async def sizes(self, task: Task[Any, Any] | str) -> Sizes:
         """How many jobs a task's queue holds in each state."""
-        return await self._live_store().sizes(self._queues[self.task(task)])
+        queue = self._queues[self.task(task)]
+        return await self._live_store(queue).sizes(queue)
 
     async def totals(self, task: Task[Any, Any] | str) -> dict[str, int]:
         """How many of a task's jobs were ever submitted, done, dead and so on; counters that only grow."""
-        return await self._live_store().totals(self._queues[self.task(task)])
+        queue = self._queues[self.task(task)]
+        return await self._live_store(queue).totals(queue)
 
     async def overview(self, task: Task[Any, Any] | str) -> Overview:
         """What a task's queue holds, what it has done, and how many runtimes run its jobs; as one moment."""
-        return await self._live_store().overview(self._queues[self.task(task)])
+        queue = self._queues[self.task(task)]
+        return await self._live_store(queue).overview(queue)
 
     async def jobs_page(
         self,
@@ -326,8 +351,8 @@ class Client:
         `part` is "open" (unfinished, by submission), "scheduled" (by due time), "ready" (in the order of the line, by
         the time of their places), "started" (running, by start), "done" or "dead" (by their end).
         """
-        key = self._queues[self.task(task)].keys[part]
-        store = self._live_store()
+        queue = self._queues[self.task(task)]
+        key, store = queue.keys[part], self._live_store(queue)
 
         async def read(since: int, until: int, most: int, after: tuple[int, str] | None) -> list[tuple[str, int]]:
             entries: list[tuple[str, int]] = []
@@ -345,7 +370,8 @@ class Client:
         self, task: Task[Any, Any] | str, part: Part, *, since_ms: int = 0, until_ms: int = LARGEST_MS
     ) -> int:
         """How many of a task's jobs `jobs_page` would list in all."""
-        key, store = self._queues[self.task(task)].keys[part], self._live_store()
+        queue = self._queues[self.task(task)]
+        key, store = queue.keys[part], self._live_store(queue)
         return sum([await store.count(key, first, beyond) for first, beyond in scores_of(part, since_ms, until_ms)])
 
     # ---- a service's own data
@@ -363,11 +389,18 @@ class Client:
         self, service: Service, path: Path, keys: Sequence[str] | None, args: Sequence[str | bytes | float]
     ) -> Any:
         """As calling what `Service.script` gives."""
-        store = self._live_store()
+        store = self._live_store(self.key(service, ""))
         script = scripts.load_file(path, plain=store.in_memory)
         words = [arg if isinstance(arg, (str, bytes)) else repr(arg) for arg in args]
         names = [name for name, _ in script.keys] if keys is None else keys
-        return await store.run_script(script, [self.key(service, name) for name in names], words)
+        sent = [self.key(service, name) for name in names]
+        if store.has_parts:
+            if not sent:
+                raise ConfigError(f"script {path}: name its keys; in a cluster they say where it is to run")
+            if keys is None:
+                # It may build keys of its own: none of them may be missed while the slot is moved key by key.
+                sent.append(no_data_key(self.namespace, service.name))
+        return await store.run_script(script, sent, words)
 
     async def listen(
         self,
@@ -379,9 +412,17 @@ class Client:
         """Hear, until cancelled, what is published on a channel named as the service's keys are; for a lifespan's task.
 
         A message is a kind, a newline and the rest, which goes to `heard[kind]`. Messages are lost while the line is
-        down, so nothing may rest on them alone: `connected` is awaited after every (re)connection, to ask anew.
+        down, so nothing may rest on them alone: `connected` is awaited after every (re)connection, to ask anew. In a
+        cluster it does not matter which node publishes. Raises ConfigError where a runtime has 15 channels already.
         """
-        await Inbox(self._live_store(), self.key(service, name), heard, connected, lambda: True, at_once=True).run()
+        if self._listening >= MOST_CHANNELS - 1:
+            raise ConfigError(f"a runtime listens to at most {MOST_CHANNELS - 1} channels; put some messages on one")
+        inbox = Inbox(self._live_store(), self.key(service, name), heard, connected, lambda: True, at_once=True)
+        self._listening += 1
+        try:
+            await inbox.run()
+        finally:
+            self._listening -= 1
 
     def timelines(self) -> Client:
         """Where timelines are read."""
@@ -391,11 +432,13 @@ class Client:
         self, service: str, name: str, since_ms: int, until_ms: int, limit: int, after: tuple[int, str] | None
     ) -> list[tuple[str, int]]:
         """For Timeline.page."""
-        return await self._live_store().page(data_key(self.namespace, service, name), since_ms, until_ms, limit, after)
+        key = data_key(self.namespace, service, name)
+        return await self._live_store(key).page(key, since_ms, until_ms, limit, after)
 
     async def timeline_count(self, service: str, name: str, since_ms: int, until_ms: int) -> int:
         """For Timeline.count."""
-        return await self._live_store().count(data_key(self.namespace, service, name), since_ms, until_ms)
+        key = data_key(self.namespace, service, name)
+        return await self._live_store(key).count(key, since_ms, until_ms)
 
     def now_ms(self) -> int:
         """The server's UTC milliseconds, as last heard and carried on by the monotonic clock."""
@@ -416,16 +459,23 @@ class Client:
         """Whether the service is one of this runtime's."""
         return self.services.get(service.name) is service
 
-    def _live_store(self) -> Store:
+    def _live_store(self, of: Queue | str | None = None) -> Store:
+        """The store, or the part of it that a queue or a key is in."""
         if self._store is None:
             raise ConfigError("the runtime is not running")
-        return self._store
+        return self._store if of is None else self._store.part(of)
 
 
 def scores_of(part: Part, since_ms: int, until_ms: int) -> list[tuple[int, int]]:
     """The scores of a time range in a queue's set: in the line of ready jobs, a range for each priority."""
     steps = range(10) if part == "ready" else range(1)
     return [(step * PLACE_STEP + since_ms, step * PLACE_STEP + until_ms) for step in steps]
+
+
+def check_count(what: str, jobs: Sequence[Any]) -> None:
+    """Raise ConfigError where these are more jobs than one call takes."""
+    if len(jobs) > MOST_JOBS:
+        raise ConfigError(f"{what} takes up to {MOST_JOBS:,} jobs, not {len(jobs):,}")
 
 
 def due_of(what: str, delay: float, at: datetime | None) -> str:

@@ -80,6 +80,14 @@ class JobCancelled(JobFailed):
     """The job was cancelled on request."""
 
 
+class LeaseLost(AioflowError):
+    """The job may be another runtime's by now: stop, and write nothing."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"the lease of job {job_id} is lost; it may run elsewhere, and nothing of this attempt counts")
+        self.job_id = job_id
+
+
 class ResultTimeout(AioflowError):
     """The job did not finish in the time the caller was ready to wait; the job itself goes on."""
 

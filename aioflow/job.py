@@ -107,6 +107,8 @@ class Job:
     note: Note | None = field(default=None, repr=False)
     """Takes what `progress` is told, with `lease`; set by the runtime."""
     lease: Any = field(default=None, repr=False)
+    why_end: Callable[[], BaseException | None] | None = field(default=None, repr=False)
+    """Says what `check` raises; set by the runtime."""
 
     @property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:
@@ -127,10 +129,46 @@ class Job:
             raise CodecError(f"progress of {self.id}: {len(told)} bytes, at most {MOST_PROGRESS} are kept")
         self.noted(told)
 
+    def check(self) -> None:
+        """Raise where this attempt is to end. For handlers in threads, which nobody can cancel: call it now and then.
+
+        Raises LeaseLost where the job may be another runtime's by now, TimeoutError past the task's time limit, and
+        asyncio.CancelledError where the job is cancelled or the runtime stops: then it goes back to its place.
+        """
+        error = None if self.why_end is None else self.why_end()
+        if error is not None:
+            raise error
+
     def noted(self, told: bytes) -> None:
         """Take a note that has been checked."""
         if self.note is not None:
             self.note(self.lease, told)
+
+
+@dataclass(slots=True)
+class Batch:
+    """What the handler of a batch task is given about its jobs: a Job for each payload, in the same order."""
+
+    jobs: list[Job]
+    failures: dict[int, Exception] = field(default_factory=dict)
+    """By position: the jobs that `fail` has named."""
+
+    @property
+    def resources(self) -> Any:
+        """What the service's lifespan yielded."""
+        return self.jobs[0].resources
+
+    def fail(self, position: int, error: Exception) -> None:
+        """Let one job fail, as if a handler of its own had raised this; the others are not touched.
+
+        The task's Retry policy, RetryLater and Discard hold for it. Where the handler raises, all of its jobs fail by
+        what it raises. Raises IndexError where there is no such job, and TypeError.
+        """
+        if not isinstance(error, Exception):
+            raise TypeError(f"batch.fail takes an exception, not {error!r}")
+        if not 0 <= position < len(self.jobs):
+            raise IndexError(f"the batch has no job {position}, only {len(self.jobs)}")
+        self.failures[position] = error
 
 
 class JobLog(logging.LoggerAdapter[logging.Logger]):

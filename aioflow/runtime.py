@@ -14,9 +14,12 @@ import logging
 import os
 import secrets
 import socket
+import sys
 import threading
 import time
-from collections.abc import Awaitable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
@@ -24,11 +27,14 @@ from aioflow import service as declarations
 from aioflow.background import Background
 from aioflow.client import Client
 from aioflow.embedded import STOP_SECONDS, EmbeddedServer
+from aioflow.engine.breaker import Circuit
 from aioflow.engine.claimer import Claimer
 from aioflow.engine.clock import Clock
 from aioflow.engine.codec import encode_emit
-from aioflow.engine.control import cancel_running
+from aioflow.engine.control import Control
+from aioflow.engine.crew import Crew
 from aioflow.engine.executor import Executor
+from aioflow.engine.fleet import Fleet
 from aioflow.engine.gauge import MemoryGauge
 from aioflow.engine.inbox import Inbox
 from aioflow.engine.keys import Queue, runtime_channels
@@ -37,11 +43,12 @@ from aioflow.engine.maintenance import Maintenance
 from aioflow.engine.pool import Pool
 from aioflow.engine.relay import Relay
 from aioflow.engine.results import Results
+from aioflow.engine.roster import Roster
 from aioflow.engine.store import Store
 from aioflow.engine.submitter import Submitter
 from aioflow.errors import AioflowError, ConfigError
 from aioflow.lifespans import Lifespans
-from aioflow.service import Middleware, Service
+from aioflow.service import Middleware, Service, Task
 from aioflow.settings import Settings, check_durability, load_settings
 
 log = logging.getLogger(__name__)
@@ -119,6 +126,9 @@ class Runtime(Client):
         self._context.run(declarations.running_in.set, self)
         self._lifespans = Lifespans()
         self._failure: BaseException | None = None
+        self._roster: Roster | None = None
+        self._enlisted: asyncio.Task[None] | None = None
+        self._control = Control(self._pools, self._begin_stop)
         self._started = False
         self._starter: asyncio.Task[None] | None = None
         self._stopper: asyncio.Task[None] | None = None
@@ -128,6 +138,11 @@ class Runtime(Client):
 
     def __repr__(self) -> str:
         return f"<Runtime {self.id} services={sorted(self.services)} pools={self._pools}>"
+
+    @property
+    def works(self) -> bool:
+        """Whether it runs handlers; False where it only submits."""
+        return self._workers is not False
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -188,18 +203,24 @@ class Runtime(Client):
         store = Store(url, name=f"aioflow:{self.id}", queues=len(self._queues) or 1, clock=self._clock)
         self._store = store
         await store.begin(list(self._queues.values()))
+        self._gauge = MemoryGauge(store, self.settings.memory_watermark, self.settings.memory_budget or 0)
+        if not self.settings.allow_eviction:
+            await self._gauge.check_eviction()
         submitter = Submitter(store, self._claimers, self._spawn)
         self.durability = await submitter.choose(self.settings.durability)
         for task, queue in self._queues.items():
-            await store.configure(queue, task.options.bound)
+            await store.part(queue).configure(queue, task.options.bound)
         self._submitter = submitter
-        self._gauge = MemoryGauge(store)
         self._results = results = Results(store)
         self._inbox = inbox = Inbox(
             store,
             runtime_channels(self.namespace) + self.id,
-            {b"result": results.tell, b"cancel": lambda message: cancel_running(self._pools, message)},
-            lambda: results.register_all(inbox.channel),
+            {
+                b"result": results.tell,
+                b"cancel": self._control.cancel_running,
+                b"order": lambda _: self._call_roll(),
+            },
+            lambda: self._connected(results, inbox),
             results.waiting,
         )
         self._spawn(inbox.run(), "channel")
@@ -207,22 +228,32 @@ class Runtime(Client):
         await self._lifespans.enter(self.services.values(), self, self._loop_ended, self._context.copy())
         if self._workers is not False:
             self._start_workers(store, url)
+        if self._pools or self.ends_with_process:
+            self._enlist(store, inbox)
         if self._clock is not None:
             self._clock.follow(self._clock_moved)
+
+    async def _connected(self, results: Results, inbox: Inbox) -> None:
+        """What came by the channel while the line was down is lost."""
+        self._call_roll()
+        await results.register_all(inbox.channel)
 
     def _start_workers(self, store: Store, url: str) -> None:
         alone = asyncio.Lock()
         encode = encode_emit({task.full_name: task for task in self._queues}.get)
         for task, queue in self._queues.items():
             resources = self._lifespans.resources.get(task.service.name)
-            middleware = (*self._middleware, *task.service.middleware)
-            executor = Executor(task, resources, self.name, encode, middleware)
-            relay = Relay(queue, store, [known.full_name for known in self._queues])
+            circuit = Circuit(task.options.breaker, task.full_name) if task.options.breaker else None
+            middleware = (*([circuit] if circuit else ()), *self._middleware, *task.service.middleware)
+            part = store.part(queue)
+            relay = Relay(queue, part, [known.full_name for known in self._queues])
             self._relays.append(relay)
             concurrency = task.options.concurrency if self._workers is True else int(self._workers)
-            pool = Pool(task, queue, store, executor, concurrency, alone, relay.emitted)
-            maintenance = Maintenance(queue, task.options, store, relay, self.id)
-            claimer = Claimer(pool, store, self.id, maintenance.runners)
+            executor = Executor(task, resources, self.name, encode, middleware, concurrency)
+            executor.open()
+            pool = Pool(task, queue, part, executor, concurrency, alone, relay.emitted, circuit, _crew_of(task))
+            maintenance = Maintenance(queue, task.options, part, relay, self.id)
+            claimer = Claimer(pool, part, self.id, maintenance.runners)
             self._pools.append(pool)
             self._claimers[queue] = claimer
             self._maintenance.append(maintenance)
@@ -231,8 +262,6 @@ class Runtime(Client):
             self._spawn(relay.run(), f"relay {queue.name}")
             self._spawn(maintenance.run(), f"maintenance {queue.name}")
             self._claiming.append(self._spawn(claimer.run(), f"claimer {queue.name}"))
-        if self._inbox is not None and self._pools:
-            self._inbox.wanted.set()
         name = f"aioflow:{self.id}"
         pools, clock = self._pools, self._clock
         self._keeper = LeaseKeeper(
@@ -242,6 +271,33 @@ class Runtime(Client):
         )
         self._keeping = self._spawn(self._keeper.run(), "lease keeper")
 
+    # ---- the list of runtimes, and orders
+
+    def _enlist(self, store: Store, inbox: Inbox) -> None:
+        about = partial(self._control.about, self.now_ms())
+        self._roster = Roster(Fleet(store, self.namespace), self.id, about, self._control.obey)
+        self._enlisted = self._spawn(self._roster.run(), "list of runtimes")
+        inbox.wanted.set()
+
+    def when_ordered_to_stop(self, act: Callable[[], object]) -> None:
+        """What to do then, instead of stopping; `serve` ends its process."""
+        self._control.stop = act
+
+    def quiet(self) -> None:
+        """Start no more jobs; what runs goes on, and submits and the ingress as well."""
+        self._control.quiet()
+
+    def _call_roll(self) -> None:
+        if self._roster is not None:
+            self._roster.wanted.set()
+
+    def _begin_stop(self) -> asyncio.Task[None]:
+        if self._stopper is None:
+            self._stopper = asyncio.create_task(self._stop(), name="aioflow stop")
+            self._control.stopping()
+            self._call_roll()
+        return self._stopper
+
     # ---- stop
 
     async def stop(self) -> None:
@@ -249,9 +305,7 @@ class Runtime(Client):
 
         Whoever is cancelled while waiting for it does not keep it from going on.
         """
-        if self._stopper is None:
-            self._stopper = asyncio.create_task(self._stop(), name="aioflow stop")
-        await asyncio.shield(self._stopper)
+        await asyncio.shield(self._begin_stop())
 
     async def _stop(self) -> None:
         self.closing.set()
@@ -301,6 +355,8 @@ class Runtime(Client):
         return not late
 
     async def _end_handlers(self, ends: float) -> None:
+        for pool in self._pools:
+            pool.be_quiet()
         handlers = [attempt.task for pool in self._pools for attempt in pool.running if attempt.task is not None]
         if not handlers:
             return
@@ -312,14 +368,20 @@ class Runtime(Client):
             await asyncio.wait(late, timeout=CANCEL_SECONDS)
 
     async def _write_last(self) -> None:
-        for pool in self._pools:
-            await pool.settles.drain()
-            await pool.release_rest()
+        # Side by side: in a cluster the node of one may be away.
+        await asyncio.gather(*(self._write_last_of(pool) for pool in self._pools))
         if self._submitter is not None:
             await self._submitter.drain()
 
+    async def _write_last_of(self, pool: Pool) -> None:
+        await pool.settles.drain()
+        await pool.release_rest()
+
     async def _say_goodbye(self) -> None:
         """What others would do soon, if it were left undone."""
+        if self._roster is not None and self._enlisted is not None:
+            self._roster.leave()
+            await asyncio.wait([self._enlisted])
         for maintenance in self._maintenance:
             await maintenance.leave()
         for relay in self._relays:
@@ -369,12 +431,16 @@ class Runtime(Client):
             stopping = threading.Thread(target=asyncio.run, args=(self._embedded.stop(),), daemon=True)
             stopping.start()
             stopping.join(STOP_SECONDS + CANCEL_SECONDS)
+        logging.shutdown()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):  # its reader has gone
+                stream.flush()
         os._exit(code)
 
     def scale(self, by: int) -> None:
         """Run so many more of each task's jobs at a time, or fewer, at least 1; what runs is not disturbed."""
         for pool in self._pools:
-            pool.scale(by)
+            pool.scale(max(1, pool.concurrency + by))
 
     # ---- for tests
 
@@ -402,6 +468,10 @@ class Runtime(Client):
         """How many handlers still run; after the stop, those that took no notice of it."""
         return sum(len(pool.running) for pool in self._pools)
 
+    def handler_tasks(self) -> set[asyncio.Task[None]]:
+        """The tasks of the handlers that run."""
+        return {attempt.task for pool in self._pools for attempt in pool.running if attempt.task is not None}
+
     # ---- its loops
 
     def _spawn(self, loop: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
@@ -426,7 +496,7 @@ class Runtime(Client):
             return
         log.critical("%s failed: %r; the runtime stops", task.get_name(), error, exc_info=error)
         self._failure = error
-        self._stopper = asyncio.create_task(self._stop(), name="aioflow stop")
+        self._begin_stop()
         self.failed.set()
 
     async def ready(self) -> str | None:
@@ -441,11 +511,22 @@ class Runtime(Client):
         stuck = [repr(claimer) for claimer in self._claimers.values() if not claimer.healthy]
         return f"no progress lately: {', '.join(stuck)}" if stuck else None
 
-    async def memory_share(self) -> float:
-        """used_memory of Redis as a share of its maxmemory, a second old at most."""
-        return 0.0 if self._gauge is None else await self._gauge.share()
+    async def admit(self) -> None:
+        """Ask whether something new may be taken in; routes that submit do so by themselves.
+
+        Raises StoreUnavailable where Redis was fuller than the watermark a second ago at most.
+        """
+        if self._gauge is not None:
+            await self._gauge.admit()
 
     @property
     def resources(self) -> dict[str, Any]:
         """What each service's lifespan yielded, by the service's name."""
         return self._lifespans.resources
+
+
+def _crew_of(task: Task[Any, Any]) -> Crew | None:
+    """Who comes and goes, where the task says so and these are no processes, which are looked after elsewhere."""
+    if task.options.workers is None or task.options.cpu:
+        return None
+    return Crew(task.full_name, task.options.workers[0], task.options.idle_timeout)

@@ -22,8 +22,8 @@ from typing import Any, Generic, Never, Protocol, TypeVar, overload
 from pydantic import PydanticUserError, TypeAdapter
 
 from aioflow.errors import AioflowError, ConfigError
-from aioflow.job import Handle, Job
-from aioflow.policy import DEFAULT_PRIORITY, PAYLOAD_LIMIT, Retry, TaskOptions
+from aioflow.job import Batch, Handle, Job
+from aioflow.policy import DEFAULT_PRIORITY, PAYLOAD_LIMIT, Breaker, Retry, TaskOptions
 from aioflow.timeline import NAME, Timeline, TimelineStore, parse_keep
 
 P = TypeVar("P")
@@ -37,6 +37,11 @@ ONE_MODEL = (
     "    class Payment(BaseModel): ...\n"
     "    @service.task()\n"
     "    async def charge(payment: Payment, job: Job) -> Receipt: ..."
+)
+ONE_BATCH = (
+    "a batch handler takes the payloads and a Batch, awaits, and returns nothing:\n"
+    "    @service.task(batch=500)\n"
+    "    async def store(events: list[Event], batch: Batch) -> None: ..."
 )
 
 
@@ -113,8 +118,8 @@ class Signature:
     job_first: bool
     is_async: bool
 
-    def arguments(self, payload: Any, job: Job) -> tuple[Any, ...]:
-        """What the handler is called with."""
+    def arguments(self, payload: Any, job: Job | Batch) -> tuple[Any, ...]:
+        """What the handler is called with; of a batch, a list of payloads and the Batch."""
         if self.payload is None:
             return (job,) if self.takes_job else ()
         if not self.takes_job:
@@ -145,6 +150,8 @@ class Task(Generic[P, R]):
             raise ConfigError(f"task {service.name}.{name}: {ONE_MODEL}")
         if any(parameter.annotation is inspect.Parameter.empty for parameter in parameters):
             raise ConfigError(f"task {service.name}.{name}: annotate its parameters; {ONE_MODEL}")
+        if options.batch is not None and (not inspect.iscoroutinefunction(handler) or len(parameters) != 2):
+            raise ConfigError(f"task {service.name}.{name}: {ONE_BATCH}")
         if options.cpu and (inspect.iscoroutinefunction(handler) or "<locals>" in handler.__qualname__):
             raise ConfigError(
                 f"task {service.name}.{name}: cpu=True takes a plain function of a module, which a process can import"
@@ -172,6 +179,8 @@ class Task(Generic[P, R]):
     def _resolve(self) -> Signature:
         try:
             hints = typing.get_type_hints(self.handler, include_extras=True)
+            if Batch in hints.values() or self.options.batch is not None:
+                return self._resolve_batch(hints)
             names = list(inspect.signature(self.handler).parameters)
             jobs = [name for name in names if hints[name] is Job]
             payloads = [name for name in names if hints[name] is not Job]
@@ -186,6 +195,16 @@ class Task(Generic[P, R]):
             )
         except (NameError, TypeError, PydanticUserError) as error:
             raise ConfigError(f"task {self.full_name}: its annotations cannot be used: {error}") from error
+
+    def _resolve_batch(self, hints: dict[str, Any]) -> Signature:
+        names = list(inspect.signature(self.handler).parameters)
+        (payload,) = [hints[name] for name in names if hints[name] is not Batch] or [None]
+        of = typing.get_args(payload)
+        if self.options.batch is None or len(of) != 1 or typing.get_origin(payload) is not list:
+            raise ConfigError(f"task {self.full_name}: {ONE_BATCH}")
+        if hints.get("return", type(None)) is not type(None):
+            raise ConfigError(f"task {self.full_name}: {ONE_BATCH}")
+        return Signature(TypeAdapter(of[0]), TypeAdapter(None), True, hints[names[0]] is Batch, True)
 
     @overload
     async def submit(
@@ -298,6 +317,10 @@ class TaskDecorator(Protocol):
     """`@service.task(...)`: keeps the payload's and the result's types."""
 
     @overload
+    def __call__(self, handler: Callable[[list[P], Batch], Awaitable[None]], /) -> Task[P, None]: ...
+    @overload
+    def __call__(self, handler: Callable[[Batch, list[P]], Awaitable[None]], /) -> Task[P, None]: ...
+    @overload
     def __call__(self, handler: Callable[[Job], Awaitable[R]], /) -> Task[None, R]: ...
     @overload
     def __call__(self, handler: Callable[[], Awaitable[R]], /) -> Task[None, R]: ...
@@ -329,6 +352,8 @@ class Route:
     submits: Task[Any, Any] | None
     location: str | None
     """Path of an accepted job, with {id}; for the Location header."""
+    before: Callable[..., Awaitable[Any]] | None = None
+    """Makes the payload of a request; without, its JSON body is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,6 +373,7 @@ class ServiceScript:
 
 
 RouteHandler = TypeVar("RouteHandler", bound=Callable[..., Awaitable[Any]])
+Before = Callable[..., Awaitable[Any]]
 Lifespan = Callable[[Any], AbstractAsyncContextManager[Any]]
 
 
@@ -384,6 +410,11 @@ class Service:
         bound: int | None = 1_000_000,
         cpu: bool = False,
         payload_limit: int = PAYLOAD_LIMIT,
+        breaker: Breaker | None = None,
+        batch: int | None = None,
+        linger: float = 0.05,
+        workers: tuple[int, int] | None = None,
+        idle_timeout: float = 60.0,
     ) -> TaskDecorator:
         """Declare a handler. All times are in seconds.
 
@@ -393,16 +424,38 @@ class Service:
         least 600); `bound` is how many unfinished jobs the queue takes (None: any number). `cpu` runs a plain function
         in processes of its own, `concurrency` of them, where the timeout kills the one that runs over;
         `job.resources` is None there. `payload_limit` is how many bytes of JSON a
-        payload may have, and a result. Raises ConfigError.
+        payload may have, and a result. `breaker` pauses the task while what it needs is away. `batch` makes it a batch
+        task, whose handler gets up to so many payloads in one call, as a list, and a Batch: when so many wait, or
+        `linger` seconds after the first has come; `concurrency` counts jobs all the same. `workers`, (min, max), says
+        instead of `concurrency` that workers come as work does, and sign off after `idle_timeout` without any; the idle
+        processes of a `cpu` task end so in any case. Raises ConfigError.
         """
         if misused:
             raise ConfigError(
                 f"service {self.name}: write @service.task(...), with parentheses, its options by name; {ONE_MODEL}"
             )
+        if workers is not None:
+            if concurrency is not None:
+                raise ConfigError(f"service {self.name}: a task has concurrency= or workers=(min, max), not both")
+            _, concurrency = workers
         if concurrency is None:
-            concurrency = os.cpu_count() or 1 if cpu else 100
+            concurrency = os.cpu_count() or 1 if cpu else batch or 100
         options = TaskOptions(
-            concurrency, timeout, retry or Retry(), lease, most_crashes, keep_done, keep_dead, bound, cpu, payload_limit
+            concurrency,
+            timeout,
+            retry or Retry(),
+            lease,
+            most_crashes,
+            keep_done,
+            keep_dead,
+            bound,
+            cpu,
+            payload_limit,
+            breaker,
+            batch,
+            linger,
+            workers,
+            idle_timeout,
         )
 
         def declare(handler: Callable[..., Any]) -> Task[Any, Any]:
@@ -438,25 +491,54 @@ class Service:
         """Where this service's timelines are read."""
         return find_runtime(self, "it inside `async with Runtime(...)`, or use one runtime").timelines()
 
-    def get(self, path: str) -> Callable[[RouteHandler], RouteHandler]:
-        """Declare a route: the function takes (request, runtime) and returns what becomes JSON, or a response."""
-        return self._route("GET", path)
+    @overload
+    def get(self, path: str) -> Callable[[RouteHandler], RouteHandler]: ...
+    @overload
+    def get(self, path: str, *, submits: Task[Any, Any], before: Before, location: str | None = None) -> None: ...
+
+    def get(
+        self,
+        path: str,
+        *,
+        submits: Task[Any, Any] | None = None,
+        before: Before | None = None,
+        location: str | None = None,
+    ) -> Callable[[RouteHandler], RouteHandler] | None:
+        """Declare a route: the function takes (request, runtime) and returns what becomes JSON, or a response.
+
+        With `submits` it is no decorator: `before` makes the task's payload of the request; see `post`.
+        """
+        if submits is None:
+            return self._route("GET", path)
+        if before is None:
+            raise ConfigError(f"service {self.name}, route GET {path}: say by before= what the payload is")
+        self.routes.append(Route("GET", path, None, submits, location, before))
+        return None
 
     @overload
     def post(self, path: str) -> Callable[[RouteHandler], RouteHandler]: ...
     @overload
-    def post(self, path: str, *, submits: Task[Any, Any], location: str | None = None) -> None: ...
+    def post(
+        self, path: str, *, submits: Task[Any, Any], before: Before | None = None, location: str | None = None
+    ) -> None: ...
 
     def post(
-        self, path: str, *, submits: Task[Any, Any] | None = None, location: str | None = None
+        self,
+        path: str,
+        *,
+        submits: Task[Any, Any] | None = None,
+        before: Before | None = None,
+        location: str | None = None,
     ) -> Callable[[RouteHandler], RouteHandler] | None:
         """Declare a route: `submits` takes the JSON body as the task's payload and answers 202 with the job's id.
 
-        Without `submits` it is used as a decorator, as `get` is.
+        `before`, a function that takes (request, runtime), makes the payload instead; what it raises is answered as
+        what a route raises, and nothing is submitted. `location` is the path of an accepted job, with {id}. Without
+        `submits` it is used as a decorator, as `get` is.
         """
         if submits is None:
             return self._route("POST", path)
-        self.routes.append(Route("POST", path, None, submits, location))
+        self.routes.append(Route("POST", path, None, submits, location, before))
         return None
 
     def _route(self, method: str, path: str) -> Callable[[RouteHandler], RouteHandler]:

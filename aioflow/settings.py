@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import ByteSize, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from aioflow.errors import ConfigError
@@ -19,7 +19,10 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="AIOFLOW_", extra="ignore")
 
-    redis: str = Field("embedded:", description="redis://, rediss://, unix://, redis+sentinel://, embedded: or memory:")
+    redis: str = Field(
+        "embedded:",
+        description="redis://, rediss://, unix://, redis+sentinel://, redis+cluster://, embedded: or memory:",
+    )
     data: Path = Field(Path(".aioflow"), description="Folder of the embedded server's data")
     namespace: str = Field("aioflow", description="What every Redis key begins with")
     durability: str | None = Field(
@@ -36,6 +39,10 @@ class Settings(BaseSettings):
     memory_watermark: float = Field(
         0.9, gt=0, le=1, description="Share of Redis' maxmemory above which the ingress answers 503"
     )
+    memory_budget: ByteSize | None = Field(
+        None, ge=1, description="Stands for maxmemory where that is 0, in bytes, or such as 512MiB or 2GB"
+    )
+    allow_eviction: bool = Field(False, description="Start although the server may evict accepted jobs")
     log_format: Literal["text", "json"] = Field("text", description="Form of the log lines on standard error")
 
     @field_validator("data", mode="before")

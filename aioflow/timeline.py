@@ -18,6 +18,7 @@ from aioflow.errors import ConfigError
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 UNITS_MS = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 LARGEST_MS = 2**42
+MOST_ENTRIES = 1000
 """Scores stay below this until 2109."""
 
 
@@ -72,7 +73,7 @@ class TimelineKey:
         """Entries with since <= time < until, oldest first, at most `limit` (1 to 1,000).
 
         A page after a cursor never skips an entry; where the cursor's entry has left its place since, entries of the
-        same millisecond may come again. Raises ValueError for a cursor that is none, StoreUnavailable.
+        same millisecond may come again. Raises ValueError for a cursor that is none, ConfigError, StoreUnavailable.
         """
         store, owner, name = self.owner.store(), self.owner.name, self.name
         return await page(
@@ -104,6 +105,8 @@ ReadPage = Callable[[int, int, int, tuple[int, str] | None], Awaitable[list[tupl
 
 async def page(read: ReadPage, since_ms: int, until_ms: int, limit: int, cursor: str | None) -> Page:
     """One page of any sorted set that is scored in UTC ms, by `read(since, until, limit, after)`."""
+    if not 1 <= limit <= MOST_ENTRIES:
+        raise ConfigError(f"a page has 1 to {MOST_ENTRIES:,} entries, not limit={limit!r}")
     entries = await read(since_ms, until_ms, limit, decode_cursor(cursor) if cursor else None)
     return Page(entries, encode_cursor(*entries[-1]) if len(entries) == limit else None)
 

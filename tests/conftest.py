@@ -10,6 +10,7 @@ import pytest
 
 from aioflow.engine.keys import Queue
 from aioflow.engine.store import Store
+from tests.cluster import Cluster
 from tests.valkey import Valkey
 
 
@@ -29,6 +30,17 @@ def own_valkey() -> Iterator[Valkey]:
     server.start()
     yield server
     server.close()
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """One cluster for all tests of this worker that leave its nodes and its slots as they were."""
+    made = Cluster()
+    try:
+        made.start()
+        yield made
+    finally:
+        made.close()
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from aioflow.cli.connect import EXIT_CODES
+from aioflow.cli.fleet import quiet, runtimes, scale, stop
 from aioflow.cli.jobs import jobs
 from aioflow.cli.load import load
 from aioflow.cli.queue import queue
@@ -30,6 +31,8 @@ app.command()(serve)
 app.command()(load)
 app.command(epilog=EXIT_CODES)(submit)
 app.command(epilog=EXIT_CODES)(status)
+for command in (runtimes, stop, quiet, scale):
+    app.command(epilog=EXIT_CODES)(command)
 app.add_typer(jobs, name="jobs")
 app.add_typer(queue, name="queue")
 

@@ -40,7 +40,10 @@ EXIT_CODES = (
 
 RedisOption = Annotated[
     str | None,
-    typer.Option("--redis", help="redis://, rediss://, unix://, redis+sentinel://, or embedded: where a server runs"),
+    typer.Option(
+        "--redis",
+        help="redis://, rediss://, unix://, redis+sentinel://, redis+cluster://, or embedded: where a server runs",
+    ),
 ]
 DataOption = Annotated[str | None, typer.Option("--data", help="Folder of the embedded server's data")]
 NamespaceOption = Annotated[str | None, typer.Option("--namespace", help="What every Redis key begins with")]
@@ -127,10 +130,13 @@ async def reachable(settings: Settings) -> str:
     return server.url
 
 
-def operate(where: Where, act: Callable[[Operator], Coroutine[Any, Any, bool]]) -> NoReturn:
+def operate(
+    where: Where, act: Callable[[Operator], Coroutine[Any, Any, bool]], *, of_services: bool = True
+) -> NoReturn:
     """Do what a command is for, and exit: 0 where `act` says True, 1 where it says False, else by what it raises.
 
-    `act` enters the operator once what was given has been checked as far as it can be without Redis.
+    `act` enters the operator once what was given has been checked as far as it can be without Redis. Without
+    `of_services` no service is loaded.
     """
     with exit_codes():
         settings = load_settings(redis=where.redis, data=where.data, namespace=where.namespace)
@@ -138,7 +144,7 @@ def operate(where: Where, act: Callable[[Operator], Coroutine[Any, Any, bool]]) 
         logging.getLogger().setLevel(logging.WARNING)
         if settings.redis == "memory:":
             raise ConfigError("redis memory: is seen by its own process only; name a server that others use as well")
-        operator = Operator(find_services(where.services or []), settings)
+        operator = Operator(find_services(where.services or []) if of_services else [], settings)
         happened = uvloop.run(act(operator))
         sys.exit(0 if happened else 1)
 

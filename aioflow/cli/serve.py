@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 import uvloop
@@ -27,7 +27,7 @@ from aioflow.engine.connect import shown
 from aioflow.errors import AioflowError, ConfigError
 from aioflow.ingress.app import make_app
 from aioflow.ingress.server import Ingress
-from aioflow.runtime import Runtime
+from aioflow.runtime import CANCEL_SECONDS, Runtime
 from aioflow.service import Service
 from aioflow.settings import Settings, load_settings
 
@@ -42,7 +42,8 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on")] = None,
     port: Annotated[str | None, typer.Option(help="Port to listen on; 0 takes a free one", metavar="NUMBER")] = None,
     redis: Annotated[
-        str | None, typer.Option(help="redis://, rediss://, unix://, redis+sentinel://, embedded: or memory:")
+        str | None,
+        typer.Option(help="redis://, rediss://, unix://, redis+sentinel://, redis+cluster://, embedded: or memory:"),
     ] = None,
     data: Annotated[str | None, typer.Option(help="Folder of the embedded server's data")] = None,
     workers: Annotated[
@@ -53,13 +54,23 @@ def serve(
     grace: Annotated[
         str | None, typer.Option(help="Seconds that running handlers get when stopping", metavar="SECONDS")
     ] = None,
+    allow_eviction: Annotated[
+        bool, typer.Option("--allow-eviction", help="Start although the server may evict accepted jobs")
+    ] = False,
     pid_file: Annotated[Path | None, typer.Option(help="File to write the process id to")] = None,
     log_format: Annotated[str | None, typer.Option(help="text or json")] = None,
 ) -> None:
     """Serve services: HTTP ingress and workers in one process, until SIGTERM or Ctrl-C."""
     try:
         settings = load_settings(
-            host=host, port=port, redis=redis, data=data, workers=workers, grace=grace, log_format=log_format
+            host=host,
+            port=port,
+            redis=redis,
+            data=data,
+            workers=workers,
+            grace=grace,
+            log_format=log_format,
+            allow_eviction=allow_eviction or None,
         )
         set_up_logs(settings.log_format)
         found = find_services(services or [])
@@ -79,7 +90,8 @@ def end(reason: str) -> NoReturn:
 
 def say(reason: str) -> int:
     """One line; the exit code for it."""
-    print(f"aioflow: {reason}", file=sys.stderr, flush=True)  # noqa: T201 - what the command says
+    with suppress(OSError):  # nobody reads it
+        print(f"aioflow: {reason}", file=sys.stderr, flush=True)  # noqa: T201 - what the command says
     return 2
 
 
@@ -129,11 +141,14 @@ class Server:
         self._runtime = Runtime(services, settings=settings, workers=(settings.workers or True) if workers else False)
         self._runtime.ends_with_process = True
         self._stop = asyncio.Event()
+        self._runtime.when_ordered_to_stop(self._stop.set)
         self._signals: dict[int, float] = {}
+        self._others: set[asyncio.Task[Any]] = set()
 
     async def run(self) -> int:
         """Serve until a signal (0) or until a part of the runtime fails (1)."""
         loop = asyncio.get_running_loop()
+        self._others = asyncio.all_tasks()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             loop.add_signal_handler(number, self._signalled, number)
         for number, by in ((signal.SIGTTIN, 1), (signal.SIGTTOU, -1)):
@@ -146,7 +161,7 @@ class Server:
             with self._named_in_pid_file():
                 ingress = await self._open_ingress()
                 print(self._greeting(), flush=True)  # noqa: T201 - what the command says
-                failed = await self._until_stop(runtime)
+                await self._until_stop(runtime)
                 if ingress is not None:
                     await self._close(ingress)
         except BaseException as error:
@@ -156,7 +171,7 @@ class Server:
             await self._stop_runtime(runtime, failure)
             if self._listener is not None:
                 self._listener.close()
-        return 1 if failed else 0
+        return 1 if runtime.failed.is_set() else 0
 
     async def _stop_runtime(self, runtime: Runtime, failure: BaseException | None) -> None:
         try:
@@ -165,16 +180,30 @@ class Server:
             failure = failure or error
             raise
         finally:
-            if runtime.leaves_handlers or runtime.running_on():
+            left = await self._left_over()
+            if runtime.leaves_handlers or runtime.running_on() or left:
                 # asyncio would wait for them before the process ends.
-                log.warning("%d handlers took no notice of the stop; they end with the process", runtime.running_on())
+                log.warning(
+                    "%d handlers took no notice of the stop; they end with the process, as does %s",
+                    runtime.running_on(),
+                    ", ".join(left) or "nothing else",
+                )
                 code = 1 if runtime.failed.is_set() or failure is not None else 0
                 if isinstance(failure, AioflowError):
                     code = say(str(failure))
                 elif failure is not None:
                     log.error("serve failed", exc_info=failure)
-                logging.shutdown()
                 runtime.end_process(code)
+
+    async def _left_over(self) -> list[str]:
+        """The tasks that others have left, such as a service's own, and that take no notice of their end."""
+        handlers = self._runtime.handler_tasks()
+        left = asyncio.all_tasks() - self._others - handlers
+        for task in left:
+            task.cancel()
+        if left:
+            _, left = await asyncio.wait(left, timeout=CANCEL_SECONDS)
+        return sorted(task.get_name() for task in left)
 
     async def _started(self, runtime: Runtime) -> bool:
         """Start the runtime; False where a signal came before it had started."""
@@ -186,6 +215,8 @@ class Server:
             return True
         starting.cancel()
         await asyncio.wait([starting])
+        if not starting.cancelled():
+            starting.exception()  # the stop raises it again
         return False
 
     def _signalled(self, number: int) -> None:
@@ -198,12 +229,11 @@ class Server:
         log.info("%s: stopping, running handlers get %g s", signal.Signals(number).name, self._settings.grace)
         self._stop.set()
 
-    async def _until_stop(self, runtime: Runtime) -> bool:
+    async def _until_stop(self, runtime: Runtime) -> None:
         ends = [asyncio.create_task(event.wait()) for event in (self._stop, runtime.failed)]
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         for end_of in ends:
             end_of.cancel()
-        return runtime.failed.is_set()
 
     async def _close(self, ingress: Ingress) -> None:
         """The last answers; handlers go on meanwhile, so what they take is no longer left of the grace period."""

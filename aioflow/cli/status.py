@@ -79,6 +79,12 @@ class Row:
             return f"{self.task.full_name} has no live runtime, unfinished jobs: {self.now.sizes.open:,}"
         return None
 
+    @property
+    def remarks(self) -> list[str]:
+        """What is not as usual."""
+        held = self.now.outbox
+        return [*(["paused"] if self.now.paused else []), *([f"{held:,} in the outbox"] if held else [])]
+
     def as_json(self) -> dict[str, Any]:
         """For programs."""
         sizes = self.now.sizes
@@ -181,7 +187,7 @@ def screen_of(rows: Sequence[Row], trouble: str = "") -> RenderableType:
             "" if row.oldest_s is None else span(row.oldest_s),
             "" if row.done_per_s is None else f"{row.done_per_s:,.1f}",
             str(row.now.runtimes),
-            Text("paused", "yellow") if row.now.paused else "",
+            Text(", ".join(row.remarks), "yellow"),
         )
     warnings = [f"warning: {row.warning}" for row in rows if row.warning]
     return Group(table, *(Text(visible(line), "yellow") for line in [*warnings, *([trouble] if trouble else [])]))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from aioflow.engine.records import Leased
+from aioflow.errors import LeaseLost
 
 
 class Stop(Enum):
@@ -40,6 +41,8 @@ class Attempt:
     waiting: bool = False
     """Its handler has not started yet: on its last chance, or while its process comes up. Its time does not run."""
 
+    alone: bool = False
+    """No other job of its task is claimed while it waits to start: it is tried by a breaker, or on its last chance."""
     begun: bool = False
     """Whether its task has taken its first step; a task that is cancelled before it runs nothing, not even cleanup."""
 
@@ -52,6 +55,18 @@ class Attempt:
     def cancellable(self) -> bool:
         """Whether there is a handler to cancel: one that has not ended and is no thread."""
         return self.task is not None and not self.task.done() and not self.in_thread
+
+    def why_end(self) -> BaseException | None:
+        """What its handler may raise because it is being cancelled, in whatever thread; None: it goes on."""
+        match self.stop:
+            case None:
+                return None
+            case Stop.LEASE_LOST:
+                return LeaseLost(self.job.id)
+            case Stop.TIMEOUT:
+                return TimeoutError("the time limit of the task is over")
+            case Stop.CANCELLED | Stop.RUNTIME:
+                return asyncio.CancelledError(self.stop.name.lower())
 
     def cancel(self, why: Stop) -> None:
         """Cancel the handler, once for each reason; a lost lease overrules every other."""

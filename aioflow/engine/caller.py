@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeVar
+from copy import copy
+from typing import Any, Self, TypeVar
 
 from redis import exceptions as driver
 from redis.asyncio import Redis
 
 from aioflow.engine import scripts
+from aioflow.engine.cluster import slot_of, tag_of
+from aioflow.engine.cluster_client import ClusterClient
 from aioflow.engine.connect import ROUND_TRIP_SECONDS, Clients, Command, Wire, shown
 from aioflow.engine.keys import Queue
 from aioflow.engine.line import Line, ServerClock
@@ -45,17 +48,52 @@ class Caller:
         # Claims, settles and renewals of each queue may be under way at once, beside the ingress' reads.
         self._wire = self._clients.wire(4 * queues + 8)
         self._receipt_wires: dict[Durability, Wire] = {}
+        self._slot: int | None = None
+        self._parts: dict[int, Self] = {}
         self.redis: Redis = self._clients.make(16)
         self._bells = self._clients.wire(queues)
         self._listener: Redis = self._clients.make(MOST_CHANNELS, blocking=True)
         self.in_memory = self._clients.in_memory
+        self.has_parts = self._clients.nodes is not None
+        """Whether `part` gives another one than this."""
         self.clock = clock if isinstance(clock, ServerClock) else ServerClock()
-        self.line = Line(shown(url), quiet=quiet)
+        self._shown = shown(url)
+        self.line = Line(self._shown, quiet=quiet)
         self._plain = self.in_memory  # fakeredis takes no shebang line
+
+    def part(self, of: Queue | str) -> Self:
+        """Whom to ask about a queue, or a key: itself; in a cluster one for its slot, with its own line and clock.
+
+        So one node that is away, or whose clock is off, is nothing to the queues on the others.
+        """
+        if not self.has_parts:
+            return self
+        key = of if isinstance(of, str) else of.keys["jobs"]
+        slot = slot_of(key)
+        part = self._parts.get(slot)
+        if part is None:
+            part = self._parts[slot] = copy(self)
+            part._slot, part._receipt_wires = slot, {}  # noqa: SLF001 - another of this class
+            part.line = Line(f"{self._shown} (slot {slot}, of {tag_of(key)})", quiet=self.line.quiet)
+            if not isinstance(self._clock, ServerClock):
+                part.clock = ServerClock()
+        return part
+
+    async def _server(self) -> Redis:
+        """A client of the server that holds this part's queues."""
+        if self._slot is None or not isinstance(self.redis, ClusterClient):
+            return self.redis
+        return await self.redis.of_slot(self._slot)
+
+    async def _servers(self) -> list[Redis]:
+        """A client of each server that may hold queues."""
+        return await self.redis.primaries() if isinstance(self.redis, ClusterClient) else [self.redis]
 
     async def close(self) -> None:
         """Close all connections; a call that is under way hears StoreUnavailable."""
         self.line.quiet = True  # what breaks now is no outage
+        for part in self._parts.values():
+            part.line.quiet = True
         await self._clients.close()
 
     async def _call(self, name: str, queue: Queue, *words: str | bytes) -> Any:
@@ -93,7 +131,7 @@ class Caller:
                 if loaded:
                     raise self._mapped(error, script.name) from error
                 loaded = True  # nothing was run, so this counts as no repeat; a server that came back knows no script
-                await self._command(lambda: self.redis.script_load(script.source))
+                await self._command(lambda: self._load(script))
             except driver.ConnectionError as error:
                 # Most often a kept connection that the server has closed since. A busy server is not asked twice.
                 if repeated or not script.may_repeat or isinstance(error, driver.BusyLoadingError):
@@ -105,6 +143,9 @@ class Caller:
             else:
                 self.line.served(sent)
                 return replies
+
+    async def _load(self, script: Script) -> None:
+        await (await self._server()).script_load(script.source)
 
     async def _command(self, send: Callable[[], Awaitable[T]]) -> T:
         sent = time.monotonic()
@@ -121,7 +162,7 @@ class Caller:
             if code in NOT_SERVING or isinstance(error, (driver.ReadOnlyError, driver.ClusterDownError)):
                 self.line.refused(error)
                 return StoreUnavailable(f"redis cannot serve now: {error}")
-            if code in REFUSED or isinstance(error, driver.OutOfMemoryError):
+            if code in REFUSED or isinstance(error, (driver.OutOfMemoryError, driver.TryAgainError)):
                 return StoreUnavailable(f"redis cannot serve now: {error}")
             if isinstance(error, driver.NoPermissionError) or "ACL failure in script" in str(error):
                 return ConfigError(f"redis refuses {what} to this user: {error}")

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import SplitResult, parse_qsl, urlsplit
@@ -18,17 +19,19 @@ from urllib.parse import SplitResult, parse_qsl, urlsplit
 from hiredis import pack_command
 from redis import exceptions as driver
 from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.connection import AbstractConnection
+from redis.asyncio.connection import AbstractConnection, Connection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.maint_notifications import MaintNotificationsConfig
 
-from aioflow.engine import sentinel
+from aioflow.engine import cluster, sentinel
+from aioflow.engine.cluster_client import ClusterClient, ToAnyNode
+from aioflow.engine.cluster_wire import ClusterWire
 from aioflow.errors import ConfigError, StoreUnavailable
 
 ROUND_TRIP_SECONDS = 5.0
 """A server that is silent for longer counts as away."""
-SCHEMES = ("redis", "rediss", "unix", sentinel.SCHEME)
+SCHEMES = ("redis", "rediss", "unix", sentinel.SCHEME, cluster.SCHEME)
 OPTIONS = {"db": "a number"}
 TLS_OPTIONS = {
     "ssl_ca_certs": "a file",
@@ -198,9 +201,14 @@ class Clients:
         self._url = url
         self._name = name
         self._made: list[Redis] = []
-        self._wires: list[SocketWire] = []
+        self._wires: list[SocketWire | ClusterWire] = []
         self._breaks = Breaks()
         self._finder: sentinel.Finder | None = None
+        self.nodes: cluster.Nodes | None = None
+        """Those of a cluster."""
+        self._login: dict[str, Any] = {}
+        self._node_breaks: defaultdict[cluster.Address, Breaks] = defaultdict(Breaks)
+        self._closed = False
         self.in_memory = url == "memory:"
         if self.in_memory:
             try:
@@ -212,6 +220,9 @@ class Clients:
             check_url(url)
             if url.startswith(sentinel.SCHEME):
                 self._finder = sentinel.Finder(sentinel.parse(url), no_retry())
+            elif url.startswith(cluster.SCHEME):
+                seeds, self._login = cluster.parse(url)
+                self.nodes = cluster.Nodes(seeds, partial(self._node_wire, 1))
 
     def make(self, connections: int, *, blocking: bool = False) -> Redis:
         """A client over at most so many connections; `blocking` for commands that set their own deadline."""
@@ -219,6 +230,14 @@ class Clients:
             from fakeredis import FakeAsyncRedis
 
             client: Redis = FakeAsyncRedis(server=self._server, retry=no_retry(), socket_timeout=None)
+        elif self.nodes is not None:
+            timeout = None if blocking else ROUND_TRIP_SECONDS
+            any_node = type("PromptToAnyNode", (PromptWrites, ToAnyNode), {"nodes": self.nodes})
+            client = ClusterClient(
+                BlockingConnectionPool(connection_class=any_node, **self._login, **self._options(connections, timeout)),
+                self.nodes,
+                lambda node: Redis.from_pool(self._node_pool(node, connections, timeout)),
+            )
         else:
             client = Redis.from_pool(self._pool(connections, None if blocking else ROUND_TRIP_SECONDS))
         self._made.append(client)
@@ -228,12 +247,27 @@ class Clients:
         """What scripts are sent over: at most so many round trips at a time."""
         if self.in_memory:
             return ClientWire(self.make(connections, blocking=True))
-        wire = SocketWire(self._pool(connections, None), connections, self._breaks)
+        wire: SocketWire | ClusterWire
+        if self.nodes is not None:
+            wire = ClusterWire(self.nodes, partial(self._node_wire, connections), ROUND_TRIP_SECONDS)
+        else:
+            wire = SocketWire(self._pool(connections, None), connections, self._breaks)
         self._wires.append(wire)
         return wire
 
-    def _pool(self, connections: int, timeout: float | None) -> BlockingConnectionPool:
-        options: dict[str, Any] = {
+    def _node_wire(self, connections: int, node: cluster.Address) -> SocketWire:
+        return SocketWire(self._node_pool(node, connections, None), connections, self._node_breaks[node])
+
+    def _node_pool(self, node: cluster.Address, connections: int, timeout: float | None) -> BlockingConnectionPool:
+        if self._closed:
+            raise stopped()
+        to_node = type("PromptToNode", (PromptWrites, Connection), {})
+        host, port = node
+        options = {**self._login, **self._options(connections, timeout)}
+        return BlockingConnectionPool(connection_class=to_node, host=host, port=port, **options)
+
+    def _options(self, connections: int, timeout: float | None) -> dict[str, Any]:
+        return {
             "max_connections": connections,
             "timeout": ROUND_TRIP_SECONDS,
             "socket_timeout": timeout,
@@ -243,6 +277,9 @@ class Clients:
             "retry": no_retry(),
             "maint_notifications_config": MaintNotificationsConfig(enabled=False),
         }
+
+    def _pool(self, connections: int, timeout: float | None) -> BlockingConnectionPool:
+        options = self._options(connections, timeout)
         if self._finder is not None:
             found = type("PromptToPrimary", (PromptWrites, sentinel.ToPrimary), {"finder": self._finder})
             return BlockingConnectionPool(connection_class=found, **sentinel.parse(self._url).server, **options)
@@ -260,8 +297,11 @@ class Clients:
             # A pop that was abandoned lives on in fakeredis until it is over.
             for peer in await self._made[0].client_list():
                 await self._made[0].client_unblock(int(peer["id"]))
+        self._closed = True
         for wire in self._wires:
             await wire.close()
+        if self.nodes is not None:
+            await self.nodes.close()
         for client in self._made:
             await client.aclose(close_connection_pool=True)
         if self._finder is not None:
@@ -287,6 +327,9 @@ def check_url(url: str) -> None:
     if url.startswith(sentinel.SCHEME):
         sentinel.parse(url)
         return
+    if url.startswith(cluster.SCHEME):
+        cluster.parse(url)
+        return
     try:
         parts = urlsplit(url)
         _ = parts.port
@@ -297,7 +340,8 @@ def check_url(url: str) -> None:
         ) from None
     if parts.scheme not in SCHEMES:
         raise ConfigError(
-            f"redis {shown(url)!r}: use redis://, rediss://, unix://, redis+sentinel://, embedded: or memory:"
+            f"redis {shown(url)!r}: use redis://, rediss://, unix://, redis+sentinel://, redis+cluster://, embedded: "
+            "or memory:"
         )
     wrong = _wrong_place(parts) or _wrong_options(parts)
     if wrong:

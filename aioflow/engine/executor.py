@@ -15,6 +15,7 @@ from typing import Any
 from aioflow.commit import Commit, Effect, Encode
 from aioflow.engine import codec
 from aioflow.engine.attempt import Attempt, Stop
+from aioflow.engine.batches import Batches
 from aioflow.engine.processes import ProcessPool
 from aioflow.engine.records import Leased
 from aioflow.errors import CodecError, plain
@@ -74,6 +75,7 @@ class Executor:
         worker: str,
         encode: Encode,
         middleware: Sequence[Middleware] = (),
+        concurrency: int = 1,
     ) -> None:
         self._task = task
         self._signature: Signature = task.signature
@@ -81,7 +83,9 @@ class Executor:
         self._worker = worker
         self._encode = encode
         self._middleware = middleware
-        self._processes = ProcessPool() if task.options.cpu else None
+        least, _ = task.options.workers or (0, 0)
+        self._processes = ProcessPool(task, least, task.options.idle_timeout) if task.options.cpu else None
+        self._batches = Batches(task, task.options.batch, concurrency) if task.options.batch else None
         self.begin: Callable[[Attempt], None] = lambda _: None
         """Ends the waiting of an attempt; set by the pool."""
 
@@ -91,7 +95,8 @@ class Executor:
         if attempt.stop is not None:
             return self.stopped(attempt, asyncio.CancelledError())
         commit = Commit(self._task.service.name, self._encode)
-        job = Job(leased.id, leased.attempt, commit, self._resources, self._task.full_name, note, leased)
+        name = self._task.full_name
+        job = Job(leased.id, leased.attempt, commit, self._resources, name, note, leased, attempt.why_end)
         try:
             payload = codec.decode_payload(self._signature.payload, leased.envelope)
         except CodecError as error:
@@ -101,7 +106,9 @@ class Executor:
         except RetryLater as again:
             return Again(again.seconds, None, commit.effects)
         except Discard as discard:
-            return Dead(self._failure("Discard", str(discard.reason), leased), commit.effects, failed=False)
+            return Dead(
+                self._failure(type(discard).__qualname__, str(discard.reason), leased), commit.effects, failed=False
+            )
         except asyncio.CancelledError as error:
             return self.stopped(attempt, error, job)
         except (KeyboardInterrupt, GeneratorExit):
@@ -127,17 +134,38 @@ class Executor:
     def _call(self, attempt: Attempt, payload: Any, job: Job) -> Awaitable[Any]:
         if self._processes is not None:
             attempt.waiting = True
-            return self._processes.run(self._task, payload, job, partial(self.begin, attempt))
+            return self._processes.run(payload, job, partial(self.begin, attempt))
+        if self._batches is not None:
+            return self._batches.run(attempt, payload, job, partial(self.begin, attempt))
         arguments = self._signature.arguments(payload, job)
         if self._signature.is_async:
             awaited: Awaitable[Any] = self._task.handler(*arguments)
             return awaited
         return run_in_thread(attempt, self._task.handler, *arguments)
 
+    def open(self) -> None:
+        """Start what is to be there before the first job."""
+        if self._processes is not None:
+            self._processes.open()
+
+    def scale(self, concurrency: int) -> None:
+        """At most so many attempts run at a time from now on."""
+        if self._processes is not None:
+            self._processes.scale(concurrency)
+        if self._batches is not None:
+            self._batches.scale(concurrency)
+
+    def hurry(self) -> None:
+        """No more jobs are claimed: what waits for others to join it starts."""
+        if self._batches is not None:
+            self._batches.hurry()
+
     def close(self) -> None:
         """End the processes, if there are any."""
         if self._processes is not None:
             self._processes.close()
+        if self._batches is not None:
+            self._batches.close()
 
     def stopped(self, attempt: Attempt, error: asyncio.CancelledError, job: Job | None = None) -> Outcome:
         """What comes of an attempt that was cancelled; `job`, if its handler had begun."""

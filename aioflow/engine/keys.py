@@ -2,7 +2,7 @@
 
 Engine keys are `<namespace>:1:{<service>.<shard>}:q:<task>:<part>`, a service's own data
 `<namespace>:1:{<service>.<shard>}:d:<name>[:<key>]`. The braces keep a service's shard in one Cluster slot; `1` is the
-layout version.
+layout version. The list of a namespace's runtimes lies below `<namespace>:1:{fleet}:`.
 """
 
 from __future__ import annotations
@@ -59,6 +59,23 @@ def data_key(namespace: str, service: str, name: str) -> str:
 def runtime_channels(namespace: str) -> str:
     """What a runtime's id follows in the name of the channel on which it hears of results and orders."""
     return f"{namespace}:{LAYOUT}:runtime:"
+
+
+def fleet_key(namespace: str, part: str, runtime_id: str) -> str:
+    """A key of the list of runtimes: `seen` and `about` are of all, `orders` of one."""
+    key = f"{namespace}:{LAYOUT}:{{fleet}}:{part}"
+    return f"{key}:{runtime_id}" if part == "orders" else key
+
+
+def no_key(key: str) -> str | None:
+    """In the slot of a queue's key, one that nothing ever writes; None for a key that is no queue's."""
+    shard, mark, _ = key.partition("}:q:")
+    return f"{shard}{mark}" if mark else None
+
+
+def no_data_key(namespace: str, service: str) -> str:
+    """In the slot of a service's own keys, one that nothing ever writes."""
+    return f"{shard_prefix(namespace, service)}:d"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

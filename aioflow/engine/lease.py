@@ -187,7 +187,7 @@ class LeaseKeeper:
     async def _give_back(self, store: Store, pool: Pool, attempts: list[Attempt], *, after_ms: int = 0) -> None:
         leases = [(attempt.job.id, attempt.job.token) for attempt in attempts]
         try:
-            await store.release(pool.queue, leases, after_ms=after_ms)
+            await store.part(pool.queue).release(pool.queue, leases, after_ms=after_ms)
         except (StoreUnavailable, ProtocolError) as error:
             log.warning("%s: %d jobs not given back: %s; their leases run out", pool.queue.name, len(leases), error)
 
@@ -224,6 +224,12 @@ class LeaseKeeper:
         self._call_home(attempt.cancel, Stop.LEASE_LOST)
 
     async def _renew(self, store: Store, due: list[tuple[Pool, Attempt]]) -> None:
+        of_part: dict[Store, list[tuple[Pool, Attempt]]] = {}
+        for pool, attempt in due:
+            of_part.setdefault(store.part(pool.queue), []).append((pool, attempt))
+        await asyncio.gather(*(self._renew_some(part, some) for part, some in of_part.items()))
+
+    async def _renew_some(self, store: Store, due: list[tuple[Pool, Attempt]]) -> None:
         of_queue: dict[Queue, tuple[Pool, list[Attempt]]] = {}
         for pool, attempt in due:
             of_queue.setdefault(pool.queue, (pool, []))[1].append(attempt)

@@ -15,7 +15,9 @@ from typing import Any
 from aioflow.commit import MOST_EFFECTS
 from aioflow.engine import codec
 from aioflow.engine.attempt import Attempt, Stop
+from aioflow.engine.breaker import Circuit
 from aioflow.engine.coalescer import Coalescer
+from aioflow.engine.crew import Crew
 from aioflow.engine.executor import Abandoned, Again, Dead, Done, Executor, Outcome, Released
 from aioflow.engine.keys import Queue
 from aioflow.engine.notes import Notes
@@ -43,6 +45,8 @@ class Pool:
         concurrency: int,
         alone: asyncio.Lock,
         emitted: Callable[[set[str]], None],
+        circuit: Circuit | None = None,
+        crew: Crew | None = None,
     ) -> None:
         self.task = task
         self.queue = queue
@@ -55,6 +59,12 @@ class Pool:
         self.settles: Coalescer[tuple[Attempt, Settlement], None] = Coalescer(f"settle {queue.name}", self._flush)
         self._store = store
         self._alone = alone
+        self.quiet = False
+        """Whether it starts no more jobs, by an order."""
+        self._circuit = circuit
+        self._crew = crew
+        if circuit is not None:
+            circuit.changed = self._resumed
         self._emitted = emitted
         self._executor = executor
         executor.begin = self._begin
@@ -69,9 +79,10 @@ class Pool:
     @property
     def free(self) -> int:
         """How many more jobs may be claimed."""
-        if len(self.settles) >= MOST_UNSETTLED:
+        if len(self.settles) >= MOST_UNSETTLED or self.quiet:
             return 0
-        return max(0, min(self.concurrency - len(self._running), MOST_JOBS))
+        most = MOST_JOBS if self._circuit is None else self._circuit.free
+        return max(0, min(self.concurrency - len(self._running), most))
 
     @property
     def running(self) -> list[Attempt]:
@@ -94,6 +105,10 @@ class Pool:
         loop = asyncio.get_running_loop()
         attempts = [Attempt(leased, lease_until, renew_at) for leased in claimed.jobs]
         self._note_start(attempts)
+        if self._circuit is not None:
+            self._circuit.started([attempt for attempt in attempts if not self._on_last_chance(attempt)])
+        if self._crew is not None:
+            self._crew.begin(len(attempts))
         for attempt in attempts:
             self.held.add(attempt)
             attempt.task = loop.create_task(self._run(attempt), name=f"{self.queue.name} {attempt.job.id}")
@@ -112,7 +127,7 @@ class Pool:
         """One attempt from its start until its outcome is on the way."""
         attempt.begun = True
         try:
-            if 0 < attempt.job.crashes >= self.task.options.most_crashes - 1:
+            if self._on_last_chance(attempt):
                 outcome = await self._run_alone(attempt)
             else:
                 outcome = await self._executor.run(attempt, self.notes.put)
@@ -122,6 +137,10 @@ class Pool:
             raise
         finally:
             self._running.pop(attempt, None)
+            if self._circuit is not None:
+                self._circuit.ended(attempt)
+            if self._crew is not None:
+                self._crew.end()
             self.changed()
         settlement = settlement_of(attempt, outcome)
         if settlement is not None:
@@ -131,6 +150,9 @@ class Pool:
         elif isinstance(outcome, Abandoned):
             self.held.discard(attempt)
         # else it was released, and stays held until the stop gives it back
+
+    def _on_last_chance(self, attempt: Attempt) -> bool:
+        return 0 < attempt.job.crashes >= self.task.options.most_crashes - 1
 
     def _begin(self, attempt: Attempt) -> None:
         """The handler of an attempt that waited starts now, and with it its time."""
@@ -169,7 +191,7 @@ class Pool:
         A job that kills its process takes its neighbours with it, time after time; only one that was the sole suspect
         may end dead of it.
         """
-        attempt.waiting = True
+        attempt.waiting = attempt.alone = True
         try:
             async with self._alone:
                 if not await self._store.expose(self.queue, attempt.job):
@@ -181,6 +203,9 @@ class Pool:
             return Abandoned()
         except asyncio.CancelledError as error:
             return self._executor.stopped(attempt, error)
+
+    def _resumed(self) -> None:
+        self.changed()
 
     def _let_go(self, attempt: Attempt) -> None:
         self.held.discard(attempt)
@@ -225,15 +250,26 @@ class Pool:
                 log.error("%s %s: dead: %s", self.queue.name, attempt.job.id, answer)
         return [None] * len(batch)
 
-    def scale(self, by: int) -> None:
-        """Run so many more jobs at a time, or fewer, at least 1."""
-        self.concurrency = max(1, self.concurrency + by)
-        log.info("%s: %d at a time", self.queue.name, self.concurrency)
+    def scale(self, concurrency: int) -> None:
+        """Run at most so many jobs at a time from now on; what runs is not disturbed."""
+        self.concurrency = concurrency
+        self._executor.scale(concurrency)
+        log.info("%s: %d at a time", self.queue.name, concurrency)
+        self.changed()
+
+    def be_quiet(self) -> None:
+        """Start no more jobs; what runs goes on."""
+        self.quiet = True
+        self._executor.hurry()
         self.changed()
 
     def close(self) -> None:
         """End the processes of its handlers, if there are any."""
         self._executor.close()
+        if self._circuit is not None:
+            self._circuit.close()
+        if self._crew is not None:
+            self._crew.close()
 
     def cancel_running(self) -> None:
         """Cancel every handler, because the runtime stops."""

@@ -85,6 +85,8 @@ class Worker:
         self.process = CONTEXT.Process(target=answer_calls, args=(theirs,), name="aioflow cpu worker", daemon=True)
         self.process.start()
         theirs.close()
+        self.started = False
+        """Whether it has imported its handler; written by the thread that uses it."""
 
     def call(self, message: bytes, note: Callable[[bytes], None], seconds: float | None = None) -> bytes:
         """Send a call and wait for its answer, `seconds` at most. Raises ProcessDied."""
@@ -148,35 +150,43 @@ class Busy:
 
 
 class ProcessPool:
-    """As many processes as there are calls at a time, which the pool of the task bounds."""
+    """As many processes as there are calls at a time, which the pool of the task bounds.
 
-    def __init__(self) -> None:
+    One that was idle for `idle_seconds` is ended, while there are more than `least`.
+    """
+
+    def __init__(self, task: Task[Any, Any], least: int, idle_seconds: float) -> None:
+        self._task = task
+        self._least = least
+        self._idle_seconds = idle_seconds
         self._threads = ThreadPoolExecutor(MOST_CALLS, thread_name_prefix="aioflow cpu call")
         self._lock = threading.Lock()
-        self._idle: list[Worker] = []  # like _closed, under the lock
+        self._idle: list[tuple[float, Worker]] = []  # since when, the longest first; like what follows, under the lock
+        self._alive = 0
+        self._most = MOST_CALLS
         self._closed = False
+        self._timer: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
-        return f"<ProcessPool idle={len(self._idle)}>"
+        return f"<ProcessPool {self._task.full_name} alive={self._alive} idle={len(self._idle)}>"
 
-    async def run(self, task: Task[Any, Any], payload: Any, job: Job, begin: Callable[[], None]) -> Any:
+    async def run(self, payload: Any, job: Job, begin: Callable[[], None]) -> Any:
         """Call the task's handler in a process; its effects go to the job. Cancelled, it kills the process first.
 
         `begin` is called when there is a process that has imported the handler.
         """
-        handler = task.handler
+        handler = self._task.handler
         message = pickle.dumps(Call(handler.__module__, handler.__qualname__, payload, job.id, job.attempt))
         busy = Busy()
         loop = asyncio.get_running_loop()
         told = partial(loop.call_soon_threadsafe, begin)
-        start = pickle.dumps((handler.__module__, log_levels()))
         mark = mark_of(job.id, job.attempt)
 
         def note(noted: bytes) -> None:
             if noted.startswith(mark):  # else of a thread that an earlier call has left behind
                 job.noted(noted.removeprefix(mark))
 
-        call = self._threads.submit(self._call, busy, start, message, told, note)
+        call = self._threads.submit(self._call, busy, message, told, note)
         calling = asyncio.wrap_future(call)
         try:
             answer: Answer = pickle.loads(await asyncio.shield(calling))  # noqa: S301 - from our own process
@@ -189,49 +199,122 @@ class ProcessPool:
             if calling.done() and not calling.cancelled():
                 calling.exception()  # it says that the process died, as it should
             raise
+        finally:
+            self._watch_idle()
         job.commit.effects.extend(answer.effects)
         job.commit.failure_effects.extend(answer.failure_effects)
         if answer.error is not None:
             raise answer.error from (RemoteTraceback(answer.traceback) if answer.traceback else None)
         return answer.result
 
-    def _call(
-        self, busy: Busy, start: bytes, message: bytes, begin: Callable[[], object], note: Callable[[bytes], None]
-    ) -> bytes:
-        worker = self._take()
-        if worker is None:
-            worker = Worker()
-            busy.begin(worker)
-            worker.call(start, note, START_SECONDS)
-        else:
-            busy.begin(worker)
-        begin()
-        answer = worker.call(message, note)
-        with self._lock:
-            kept = busy.end() and not self._closed
-            if kept:
-                self._idle.append(worker)
-        if not kept:
-            worker.end()
-        return answer
+    def open(self) -> None:
+        """Start as many processes as there shall be at least."""
+        for _ in range(self._least):
+            self._threads.submit(self._start_one)
 
-    def _take(self) -> Worker | None:
-        """An idle worker that lives; one may have been killed meanwhile."""
-        while True:
-            with self._lock:
-                worker = self._idle.pop() if self._idle else None
-            if worker is None or worker.process.is_alive():
-                return worker
-            worker.end()
+    def scale(self, most: int) -> None:
+        """At most so many calls are made at a time from now on: idle processes beyond that are ended."""
+        with self._lock:
+            self._most = most
+        self._end_soon(lambda _: self._alive > most)
 
     def close(self) -> None:
         """End the idle processes; those that are busy end with their calls."""
         with self._lock:
             self._closed = True
-            idle, self._idle = self._idle, []
-        for worker in idle:
+        for worker in self._taken(lambda _: True):
             worker.end()
+        if self._timer is not None:
+            self._timer.cancel()
         self._threads.shutdown(wait=False)
+
+    # ---- in threads
+
+    def _call(self, busy: Busy, message: bytes, begin: Callable[[], object], note: Callable[[bytes], None]) -> bytes:
+        worker, kept = self._take() or self._add(), False
+        try:
+            busy.begin(worker)
+            if not worker.started:
+                self._start(worker)
+            begin()
+            answer = worker.call(message, note)
+            kept = busy.end()
+            return answer
+        finally:
+            self._put(worker, kept=kept)
+
+    def _start_one(self) -> None:
+        worker = self._add()
+        started = False
+        try:
+            self._start(worker)
+            started = True
+        except ProcessDied as error:
+            log.warning("%s: a worker process did not start: %s", self._task.full_name, error)
+        finally:
+            self._put(worker, kept=started)
+
+    def _add(self) -> Worker:
+        worker = Worker()
+        with self._lock:
+            self._alive += 1
+            alive = self._alive
+        log.debug("%s: a worker process comes, %d are there", self._task.full_name, alive)
+        return worker
+
+    def _start(self, worker: Worker) -> None:
+        worker.call(pickle.dumps((self._task.handler.__module__, log_levels())), lambda _: None, START_SECONDS)
+        worker.started = True
+
+    def _take(self) -> Worker | None:
+        """An idle worker that lives; one may have been killed meanwhile."""
+        while True:
+            with self._lock:
+                _, worker = self._idle.pop() if self._idle else (0.0, None)
+            if worker is None or worker.process.is_alive():
+                return worker
+            self._put(worker, kept=False)
+
+    def _put(self, worker: Worker, *, kept: bool) -> None:
+        """A worker has nothing to do; one that is not kept is ended."""
+        with self._lock:
+            kept = kept and not self._closed and self._alive <= self._most
+            if kept:
+                self._idle.append((time.monotonic(), worker))
+            else:
+                self._alive -= 1
+        if not kept:
+            worker.end()
+
+    # ---- those that are idle
+
+    def _watch_idle(self) -> None:
+        """Look at them again when the first of them may be idle for too long; on the loop."""
+        with self._lock:
+            first = self._idle[0][0] if self._idle and self._alive > self._least and not self._closed else None
+        if first is not None and self._timer is None:
+            seconds = max(0.0, first + self._idle_seconds - time.monotonic())
+            self._timer = asyncio.get_running_loop().call_later(seconds, self._sign_off)
+
+    def _sign_off(self) -> None:
+        self._timer = None
+        since = time.monotonic() - self._idle_seconds
+        self._end_soon(lambda idle_since: self._alive > self._least and idle_since <= since)
+        self._watch_idle()
+
+    def _end_soon(self, ends: Callable[[float], bool]) -> None:
+        for worker in self._taken(ends):
+            self._threads.submit(worker.end)
+
+    def _taken(self, ends: Callable[[float], bool]) -> list[Worker]:
+        """Idle processes that are to be ended, the longest idle first, while `ends` says so of the time since when."""
+        taken = []
+        with self._lock:
+            while self._idle and ends(self._idle[0][0]):
+                taken.append(self._idle.pop(0)[1])
+                self._alive -= 1
+                log.debug("%s: a worker process signs off, %d are there", self._task.full_name, self._alive)
+        return taken
 
 
 def mark_of(job_id: str, attempt: int) -> bytes:

@@ -12,6 +12,7 @@ from aioflow.engine.keys import Queue
 
 Durability = str
 """ "memory", "fsync" or "replicated:N"."""
+NO_EVICTION = "noeviction"
 MOST_JOBS = 1000
 """Jobs of one call, as the scripts check it."""
 EFFECT_COST = 50
@@ -119,6 +120,15 @@ class Emitted:
     envelope: bytes
     priority: int
     due: int
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """The server's memory in bytes: in use, and its maxmemory, 0 where it has none."""
+
+    used: int = 0
+    limit: int = 0
+    policy: str = NO_EVICTION
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,7 +89,8 @@ class Relay:
 
     async def _look_at(self, task: str) -> None:
         try:
-            overview = await self._store.overview(Queue(self._queue.namespace, *task.split(".")))
+            queue = Queue(self._queue.namespace, *task.split("."))
+            overview = await self._store.part(queue).overview(queue)
         except ProtocolError:
             self._unknown.discard(task)  # another look would find the same
             raise
@@ -112,7 +113,8 @@ class Relay:
             by_queue.setdefault(job.to, []).append(job)
         for name, jobs in by_queue.items():
             service, _, task = name.partition(".")
-            await self._store.relay(Queue(self._queue.namespace, service, task), self._queue.name, jobs)
+            queue = Queue(self._queue.namespace, service, task)
+            await self._store.part(queue).relay(queue, self._queue.name, jobs)
         if emitted:
             await self._store.forget(self._queue, [job.sequence for job in emitted])
         return bool(emitted)

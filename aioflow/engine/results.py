@@ -7,15 +7,19 @@ A runtime that waits registers its channel with the job; whatever ends the job p
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 
 from aioflow.engine.inbox import Inbox
 from aioflow.engine.keys import Queue
 from aioflow.engine.rows import parse_result
 from aioflow.engine.store import Store
-from aioflow.errors import NotFound, ResultTimeout, StoreUnavailable
+from aioflow.errors import NotFound, ProtocolError, ResultTimeout, StoreUnavailable
 from aioflow.job import State
 
 Result = tuple[State, bytes]
+Key = tuple[str, str]
+"""Of a wait: its queue's waiters, and the job."""
+Failure = StoreUnavailable | ProtocolError
 
 
 class Results:
@@ -23,7 +27,9 @@ class Results:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._waits: dict[tuple[str, str], tuple[Queue, asyncio.Future[Result], int]] = {}
+        self._waits: dict[Key, tuple[Queue, asyncio.Future[Result], int]] = {}
+        self._missed: set[Key] = set()
+        self._later: asyncio.Task[None] | None = None  # registers those
 
     def __repr__(self) -> str:
         return f"<Results waits={len(self._waits)}>"
@@ -34,7 +40,7 @@ class Results:
         A timeout of 0 looks once.
         """
         if timeout is not None and timeout <= 0:
-            finished = await self._store.look(queue, job_id)
+            finished = await self._store.part(queue).look(queue, job_id)
             if finished is None:
                 raise ResultTimeout(job_id, 0.0)
             return finished
@@ -62,18 +68,53 @@ class Results:
 
     def give_up(self) -> None:
         """End every wait with ResultTimeout, because the runtime stops."""
+        if self._later is not None:
+            self._later.cancel()
         for (_, job_id), (_, future, _) in self._waits.items():
             if not future.done():
                 future.set_exception(ResultTimeout(job_id, 0.0))
 
     async def register_all(self, channel: str) -> None:
-        """Register every wait anew."""
-        for (_, job_id), (queue, future, _) in list(self._waits.items()):
-            try:
-                await self._register(channel, queue, job_id, future)
-            except NotFound as error:
-                if not future.done():
-                    future.set_exception(error)
+        """Register every wait anew. Raises StoreUnavailable and ProtocolError.
+
+        In a cluster it does what can be done, and those of a node that is away follow once it is back.
+        """
+        failed = await self._register_some(list(self._waits), channel)
+        if failed is None:
+            return
+        if not self._store.has_parts:
+            self._missed.clear()
+            raise failed[1]
+        if self._later is None or self._later.done():
+            self._later = asyncio.create_task(self._register_missed(channel, *failed), name="aioflow late waits")
+
+    async def _register_some(self, keys: Iterable[Key], channel: str) -> tuple[Store, Failure] | None:
+        """Register waits, but for those of a part of the store that fails, which are missed; the last that failed."""
+        failed: dict[Store, Failure] = {}
+        for key in keys:
+            if key not in self._waits:
+                continue
+            queue, future, _ = self._waits[key]
+            part = self._store.part(queue)
+            if part not in failed:
+                try:
+                    await self._register(channel, queue, key[1], future)
+                except NotFound as error:
+                    if not future.done():
+                        future.set_exception(error)
+                except (StoreUnavailable, ProtocolError) as error:
+                    failed[part] = error
+            if part in failed:
+                self._missed.add(key)
+        return failed.popitem() if failed else None
+
+    async def _register_missed(self, channel: str, part: Store, error: Failure) -> None:
+        failed: tuple[Store, Failure] | None = (part, error)
+        while failed is not None:
+            part, error = failed
+            await part.line.setback(error, "waiting for results")
+            keys, self._missed = self._missed, set()
+            failed = await self._register_some(keys, channel)
 
     def tell(self, message: bytes) -> None:
         """Take the result of a job: the queue's waiters key, the id, the results row. Raises ValueError."""
@@ -83,7 +124,7 @@ class Results:
             waiting[1].set_result(parse_result(line))
 
     async def _register(self, channel: str, queue: Queue, job_id: str, future: asyncio.Future[Result]) -> None:
-        finished = await self._store.await_result(queue, job_id, channel)
+        finished = await self._store.part(queue).await_result(queue, job_id, channel)
         if finished is not None and not future.done():
             future.set_result(finished)
 
@@ -95,6 +136,6 @@ class Results:
             try:
                 await self._register(inbox.channel, queue, job_id, future)
             except StoreUnavailable as error:
-                await self._store.line.setback(error, "waiting for a result")
+                await self._store.part(queue).line.setback(error, "waiting for a result")
             else:
                 return

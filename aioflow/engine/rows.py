@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from redis.asyncio.client import Pipeline
 
 from aioflow.engine import codec
 from aioflow.engine.keys import Queue
-from aioflow.engine.records import Sizes
+from aioflow.engine.records import NO_EVICTION, Memory, Sizes
 from aioflow.job import JobInfo, State
 
 
@@ -23,6 +23,11 @@ def ask_sizes(pipeline: Pipeline, queue: Queue) -> None:
     for part in ("scheduled", "ready", "running", "done", "dead", "open"):
         pipeline.zcard(queue.keys[part])
     pipeline.zrange(queue.keys["open"], 0, 0, withscores=True)
+
+
+def memory_of(about: Mapping[str, Any]) -> Memory:
+    """What INFO says of a server's memory."""
+    return Memory(about["used_memory"], about.get("maxmemory", 0), about.get("maxmemory_policy", NO_EVICTION))
 
 
 def sizes_of(replies: Sequence[Any]) -> Sizes:

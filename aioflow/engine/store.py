@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from redis import exceptions as driver
+from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 
 from aioflow.engine import scripts
@@ -21,10 +24,12 @@ from aioflow.engine.receipts import FSYNC_POLICY, fsyncs, proof_of, unproven
 from aioflow.engine.records import (
     MOST_BYTES,
     MOST_JOBS,
+    NO_EVICTION,
     Claimed,
     Durability,
     Emitted,
     Leased,
+    Memory,
     NewJob,
     Overview,
     Reaped,
@@ -32,7 +37,7 @@ from aioflow.engine.records import (
     Settlement,
     Sizes,
 )
-from aioflow.engine.rows import ask_sizes, job_info, parse_result, sizes_of
+from aioflow.engine.rows import ask_sizes, job_info, memory_of, parse_result, sizes_of
 from aioflow.engine.scripts import Script
 from aioflow.errors import NotFound, ProtocolError, StoreUnavailable
 from aioflow.job import JobInfo, State
@@ -43,6 +48,8 @@ RUNNER_MS = 15_000
 """A runtime that was noted before is gone: reap notes it every 10 s, when its turn comes."""
 
 
+MEMORY_SECONDS = 1.0
+"""How long a node of a cluster may take to say how full it is."""
 RECEIPT_WIRES = 3
 """As many flushes of one durability may be under way: two of single submits and one of many."""
 
@@ -58,7 +65,8 @@ class Store(Caller):
         """Take jobs into their queues; per job 1 new, 0 known, -1 known with another payload, -2 queue full.
 
         Returns only once all of them are as durable as asked, else raises StoreUnavailable. May be repeated. `rides`
-        are claims sent along; those that were answered are ended, whatever comes of the submit.
+        are claims sent along; those that were answered are ended, whatever comes of the submit. In a cluster all are of
+        one `part`: a node proves only what it wrote itself.
         """
         script = scripts.load("queue/submit", plain=self._plain)
         by_queue: dict[Queue, list[NewJob]] = {}
@@ -140,7 +148,8 @@ class Store(Caller):
     async def renew(self, calls: Sequence[tuple[Queue, int, Sequence[tuple[str, str]]]]) -> list[list[int]]:
         """Move the deadlines of leases, in one round trip; per call (queue, lease ms, (id, token) of up to 1,000 jobs).
 
-        Per job 1 renewed, 2 renewed and to be cancelled, 0 lease lost. May be repeated.
+        Per job 1 renewed, 2 renewed and to be cancelled, 0 lease lost. May be repeated. In a cluster the queues are of
+        one `part`.
         """
         script = scripts.load("queue/renew", plain=self._plain)
         commands = [
@@ -386,39 +395,67 @@ class Store(Caller):
         loaded.append(scripts.load("timeline/page", plain=self._plain))
         for script in loaded:
             await self._command(partial(self.redis.script_load, script.source))
-        uptime = 0 if self.in_memory else (await self._command(lambda: self.redis.info("server")))["uptime_in_seconds"]
-        seconds, micros = await self._command(self.redis.time)
-        self.clock.hear(int(seconds) * 1000 + int(micros) // 1000)
-        # Leases may be judged at once where their holders have had the time to renew them since the server came up.
-        self.line.connected_at = time.monotonic() - float(uptime)
+        parts = list(dict.fromkeys(map(self.part, queues))) or [self]
+        for part in parts:
+            await part.hear_server()
+        self.clock = parts[0].clock
         submit = scripts.load("queue/submit", plain=self._plain)
         for queue in queues:
             (refused,) = await self._command(partial(self._wire.ask, [evalsha(submit, queue, ("0", "0", "0"))]))
             if isinstance(refused, driver.NoPermissionError):
                 raise self._mapped(refused, "queue/submit")
 
+    async def hear_server(self) -> None:
+        """Hear the server's clock, and since when it is up."""
+        server = await self._command(self._server)
+        uptime = 0 if self.in_memory else (await self._command(lambda: server.info("server")))["uptime_in_seconds"]
+        seconds, micros = await self._command(server.time)
+        self.clock.hear(int(seconds) * 1000 + int(micros) // 1000)
+        # Leases may be judged at once where their holders have had the time to renew them since the server came up.
+        self.line.connected_at = time.monotonic() - float(uptime)
+
     async def ping(self) -> None:
         """Raise StoreUnavailable unless the server answers."""
         await self._command(lambda: self.redis.execute_command("PING"))
 
-    async def memory_share(self) -> float:
-        """used_memory as a share of maxmemory; 0 where no maxmemory is set."""
+    async def memory(self) -> Memory:
+        """What the server's memory holds, and may; of a cluster that of the fullest node, and a policy that evicts."""
         if self.in_memory:
-            return 0.0
-        memory = await self._command(lambda: self.redis.info("memory"))
-        return float(memory["used_memory"]) / memory["maxmemory"] if memory.get("maxmemory") else 0.0
+            return Memory()
+        if self.has_parts:
+            found = [memory_of(about) for about in await self._memories()]
+            policy = next((memory.policy for memory in found if memory.policy != NO_EVICTION), NO_EVICTION)
+            return replace(
+                max(found, key=lambda memory: (memory.used / (memory.limit or math.inf), memory.used)), policy=policy
+            )
+        return memory_of(await self._command(lambda: self.redis.info("memory")))
+
+    async def _memories(self) -> list[dict[str, Any]]:
+        """Of the nodes that answer soon: one that is away must not keep those waiting who do not need it."""
+
+        async def ask(server: Redis) -> Any:
+            async with asyncio.timeout(MEMORY_SECONDS):
+                return await server.info("memory")
+
+        asked = [ask(server) for server in await self._command(self._servers)]
+        found = [memory for memory in await asyncio.gather(*asked, return_exceptions=True) if isinstance(memory, dict)]
+        if not found:
+            raise StoreUnavailable("no node of the cluster says how full it is")
+        return found
 
     async def lacks_fsync(self) -> str | None:
-        """Why the server gives no receipts of "fsync", and what to change; None where it does."""
+        """Why a server gives no receipts of "fsync", and what to change; None where each does."""
         if self.in_memory:
             return "memory: keeps nothing; use another server"
+        servers, asked = await self._command(self._servers), ""
         try:
-            asked = "CONFIG GET"
-            policy = await self.redis.execute_command("CONFIG", "GET", *FSYNC_POLICY)
-            if not fsyncs(policy):
-                return "set both in its configuration (CONFIG SET appendonly yes, CONFIG SET appendfsync always)"
-            asked = "WAITAOF"
-            await self.redis.execute_command("WAITAOF", 0, 0, 1)
+            for server in servers:
+                asked = "CONFIG GET"
+                policy = await server.execute_command("CONFIG", "GET", *FSYNC_POLICY)
+                if not fsyncs(policy):
+                    return "set both in its configuration (CONFIG SET appendonly yes, CONFIG SET appendfsync always)"
+                asked = "WAITAOF"
+                await server.execute_command("WAITAOF", 0, 0, 1)
         except driver.ResponseError as error:
             return f"it refuses {asked} ({error}), which Valkey and Redis 7.2 or newer have; allow it to this user"
         except (driver.RedisError, OSError) as error:
@@ -426,9 +463,10 @@ class Store(Caller):
         return None
 
     async def replicas(self) -> int:
-        """How many replicas follow the server."""
-        about = await self._command(lambda: self.redis.info("replication"))
-        return int(about.get("connected_slaves", 0)) if about.get("role") == "master" else 0
+        """How many replicas follow the server; in a cluster, the one that has the fewest."""
+        servers = await self._command(self._servers)
+        abouts = [await self._command(partial(server.info, "replication")) for server in servers]
+        return min(int(about.get("connected_slaves", 0)) if about.get("role") == "master" else 0 for about in abouts)
 
     async def totals(self, queue: Queue) -> dict[str, int]:
         """The queue's counters, which only grow."""

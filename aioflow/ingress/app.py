@@ -34,9 +34,11 @@ class RuntimeApi(Protocol):
     @property
     def services(self) -> dict[str, Service]: ...
 
-    async def memory_share(self) -> float: ...
+    async def admit(self) -> None: ...
 
     async def ready(self) -> str | None: ...
+
+    async def submit(self, task: Task[Any, Any], payload: Any = None, *, id: str | None = None) -> Handle[Any]: ...
 
     async def submit_json(self, task: Task[Any, Any], body: bytes, *, job_id: str | None = None) -> Handle[Any]: ...
 
@@ -83,7 +85,7 @@ def _readyz(runtime: RuntimeApi) -> Handler:
 
 def _handler(route: Route, runtime: RuntimeApi) -> Handler:
     if route.submits is not None:
-        return Submission(route.submits, route.location, runtime).answer
+        return Submission(route.submits, route.location, runtime, route.before).answer
     function = route.handler
     if function is None:
         raise AssertionError(f"route {route.path} has neither a handler nor a task")
@@ -101,32 +103,34 @@ def json_response(body: Any, status: int = 200) -> web.Response:
 
 
 class Submission:
-    """A route whose body is a task's payload."""
+    """A route whose body is a task's payload, or of which `before` makes one."""
 
-    def __init__(self, task: Task[Any, Any], location: str | None, runtime: RuntimeApi) -> None:
+    def __init__(
+        self,
+        task: Task[Any, Any],
+        location: str | None,
+        runtime: RuntimeApi,
+        before: Callable[..., Awaitable[Any]] | None = None,
+    ) -> None:
         self._task = task
+        self._before = before
         self._location = location
         self._runtime = runtime
         self._longest_wait = runtime.settings.longest_wait
-        self._watermark = runtime.settings.memory_watermark
 
     async def answer(self, request: web.Request) -> web.Response:
         """Take the body, submit, and answer with the receipt or, where waited for, with the result."""
-        if request.content_type != "application/json":
-            raise Problem(
-                415,
-                f"send application/json, not {request.headers.get('Content-Type', 'a body without a type')}",
-            )
+        if self._before is None:
+            refuse_other_types(request)
         runtime = self._runtime
-        memory_share = await runtime.memory_share()
-        if memory_share > self._watermark:
-            # A limit that was lowered below what is in use would read as thousands of percent.
-            raise Problem(503, f"redis is {min(memory_share, 1.0):.0%} full; nothing new is taken for now")
+        await runtime.admit()
         key = request.headers.get("Idempotency-Key")
+        job_id = None if key is None else id_of_key(self._task, key)
         wait = WAIT.search(",".join(request.headers.getall("Prefer", ())))
-        handle = await runtime.submit_json(
-            self._task, await body_of(request), job_id=None if key is None else id_of_key(self._task, key)
-        )
+        if self._before is None:
+            handle = await runtime.submit_json(self._task, await body_of(request), job_id=job_id)
+        else:
+            handle = await runtime.submit(self._task, await self._before(request, runtime), id=job_id)
         headers = dict(JSON)
         if self._location is not None:
             headers["Location"] = self._location.replace("{id}", handle.id)
@@ -151,6 +155,12 @@ class Submission:
             return None
         encoded = self._task.signature.result.dump_json(result)
         return b'{"status":"done","tracking_id":"' + handle.id.encode() + b'","result":' + encoded + b"}"
+
+
+def refuse_other_types(request: web.Request) -> None:
+    """Raise a Problem unless the body is said to be JSON."""
+    if request.content_type != "application/json":
+        raise Problem(415, f"send application/json, not {request.headers.get('Content-Type', 'a body without a type')}")
 
 
 async def body_of(request: web.Request) -> bytes:

@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any
 
+from aioflow.engine.cluster_client import ClusterClient
 from aioflow.engine.keys import Queue
 from aioflow.runtime import Runtime
 
@@ -55,10 +56,16 @@ async def drain(runtime: Runtime, *, timeout: float = 10.0) -> None:
     runtime is not running, and what `runtime.redis` raises where Redis is away.
     """
     left: list[Left] = []
+    counted, counted_before = None, None
     pause = SHORTEST_PAUSE
     try:
         async with asyncio.timeout(timeout):
-            while left := [found for found in await _look(runtime) if found]:
+            while True:
+                looks, counted = await _look(runtime)
+                left = [found for found in looks if found]
+                if not left and counted in (None, counted_before):
+                    return
+                counted_before = counted
                 if await runtime.rest():
                     pause = SHORTEST_PAUSE
                 else:
@@ -68,12 +75,24 @@ async def drain(runtime: Runtime, *, timeout: float = 10.0) -> None:
         raise NotDrained(timeout, left) from None
 
 
-async def _look(runtime: Runtime) -> list[Left]:
-    queues = [
-        Queue(runtime.namespace, service.name, task.name)
+async def _look(runtime: Runtime) -> tuple[list[Left], list[Any] | None]:
+    """What each task has to do, as one moment; in a cluster service by service, and what each has ever counted.
+
+    There a job may move between two looks. Nothing was left in the moment between two that found nothing and in which
+    every counter was the same.
+    """
+    of_services = [
+        [Queue(runtime.namespace, service.name, task) for task in service.tasks]
         for service in runtime.services.values()
-        for task in service.tasks.values()
     ]
+    if isinstance(runtime.redis, ClusterClient):
+        looks = [await _look_at(runtime, queues) for queues in of_services]
+        return [left for lefts, _ in looks for left in lefts], [totals for _, totals in looks]
+    lefts, _ = await _look_at(runtime, [queue for queues in of_services for queue in queues])
+    return lefts, None
+
+
+async def _look_at(runtime: Runtime, queues: list[Queue]) -> tuple[list[Left], list[Any]]:
     async with runtime.redis.pipeline(transaction=True) as pipeline:  # a job must not move between two looks
         for queue in queues:
             pipeline.zrange(queue.keys["running"], 0, MOST_IDS - 1)
@@ -83,8 +102,10 @@ async def _look(runtime: Runtime) -> list[Left]:
             pipeline.zcount(queue.keys["scheduled"], "-inf", runtime.now_ms())
             pipeline.xlen(queue.keys["outbox"])
             pipeline.hget(queue.keys["config"], "paused")
+            pipeline.hgetall(queue.keys["totals"])
         answers: list[Any] = await pipeline.execute() if queues else []
-    return [_left(queue, answers[7 * index : 7 * index + 7]) for index, queue in enumerate(queues)]
+    lefts = [_left(queue, answers[8 * index : 8 * index + 7]) for index, queue in enumerate(queues)]
+    return lefts, answers[7::8]
 
 
 def _left(queue: Queue, answers: list[Any]) -> Left:

@@ -165,7 +165,7 @@ class _Run:
 
         async def run() -> Outcome:
             attempt.begun = True
-            if not self._task.options.cpu:
+            if not self._task.options.cpu and self._task.options.batch is None:
                 begin()
             return await self._executor.run(attempt, lambda _, told: self._notes.append(told))
 

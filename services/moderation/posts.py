@@ -31,9 +31,7 @@ async def submit(request: web.Request, runtime: Runtime) -> web.Response:
     if len(item.content.encode()) > limit:
         message = f"it has more than {limit} bytes as UTF-8"
         raise Problem(413, f"content: {message}", errors=[("content", message)])
-    full = await runtime.memory_share()
-    if full > runtime.settings.memory_watermark:
-        raise Problem(503, f"redis is {min(full, 1.0):.0%} full; nothing new is taken for now")
+    await runtime.admit()
     body = orjson.dumps(item.model_dump(mode="json"), option=orjson.OPT_SORT_KEYS)
     try:
         new = await hub.board.submit(item, body)

@@ -109,3 +109,13 @@ def spin(path: str) -> None:
 def run_on(path: str) -> None:
     """As spin, without a limit of time."""
     spin.handler(path)
+
+
+few = Service("few")
+
+
+@few.task(cpu=True, workers=(1, 3), idle_timeout=0.3, retry=ONCE)
+def where(seconds: float) -> int:
+    """Its process, of which there are at least one and at most three."""
+    time.sleep(seconds)
+    return os.getpid()

@@ -11,7 +11,19 @@ from typing import Any
 
 import pytest
 
-from aioflow import Handle, Job, JobCancelled, JobFailed, NotFound, Retry, RetryLater, Runtime, Service, State
+from aioflow import (
+    Handle,
+    Job,
+    JobCancelled,
+    JobFailed,
+    LeaseLost,
+    NotFound,
+    Retry,
+    RetryLater,
+    Runtime,
+    Service,
+    State,
+)
 from aioflow.engine import maintenance
 from aioflow.engine.keys import Queue
 from aioflow.engine.records import Claimed
@@ -19,7 +31,7 @@ from aioflow.engine.store import Store
 from tests.integration.test_line import sha
 from tests.proxy import Proxy
 from tests.valkey import Valkey
-from tests.waiting import wait_until
+from tests.waiting import in_state, wait_until
 
 SOON = Retry(attempts=5, base=0.0)
 LONG = 3600.0
@@ -397,6 +409,52 @@ async def test_a_handler_in_a_thread_is_waited_for(valkey: Valkey, namespace: st
         else:
             assert await handle.result(5) == "returns"
         assert (await handle.status()).attempt == 1
+
+
+@pytest.mark.parametrize("why", ["cancel", "timeout", "stop", "lease"])
+async def test_a_handler_in_a_thread_that_checks_ends_soon(
+    valkey: Valkey, namespace: str, store: Store, why: str
+) -> None:
+    service = Service("demo")
+    heard: list[BaseException] = []
+    began = threading.Event()
+
+    @service.task(retry=Retry(attempts=1), lease=0.6, timeout=0.3 if why == "timeout" else None)
+    def work(job: Job) -> None:
+        began.set()
+        while True:
+            try:
+                job.check()
+            except BaseException as error:
+                heard.append(error)
+                raise
+            time.sleep(0.005)
+
+    queue = Queue(namespace, "demo", "work")
+    async with Runtime([service], redis=valkey.url, namespace=namespace, grace=0.1) as runtime:
+        handle = await runtime.submit(work)
+        await wait_until(began.is_set)
+        if why == "cancel":
+            assert await handle.cancel()
+            await is_cancelled(handle)
+        elif why == "timeout":
+            with pytest.raises(JobFailed, match="no result within"):
+                await handle.result(5)
+        elif why == "lease":
+            await runtime.pause(work)
+            assert await store.release(queue, [(handle.id, (await handle.status()).token)]) == [True]
+            await wait_until(lambda: heard)
+            await in_state(handle, State.READY)
+    kinds = {"cancel": asyncio.CancelledError, "timeout": TimeoutError, "stop": asyncio.CancelledError}
+    assert [type(error) for error in heard] == [kinds.get(why, LeaseLost)]
+    if why == "stop":
+        (info,) = await store.inspect(queue, [handle.id])
+        assert info is not None
+        assert (info.state, info.failures, info.crashes) == (State.READY, 0, 0), "back in its place"
+
+
+async def test_a_plain_call_checks_nothing() -> None:
+    Job("x", 1).check()
 
 
 async def test_a_job_that_fails_because_another_was_cancelled_has_failed(valkey: Valkey, namespace: str) -> None:

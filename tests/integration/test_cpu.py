@@ -174,3 +174,20 @@ def test_what_cannot_run_in_a_process_is_a_config_error() -> None:
 
     assert cpu_tasks.spin.options.concurrency == 1
     assert Service("other").task(cpu=True)(cpu_tasks.square.handler).options.concurrency == (os.cpu_count() or 1)
+
+
+async def test_processes_come_as_work_does_and_sign_off(
+    valkey: Valkey, namespace: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "aioflow.engine.processes")
+    async with Runtime([cpu_tasks.few], redis=valkey.url, namespace=namespace) as runtime:
+        processes = runtime._pools[0]._executor._processes
+        assert processes is not None
+        await wait_until(lambda: len(processes._idle) == 1, 20)
+        pids = {await handle.result(20) for handle in [await cpu_tasks.where.submit(0.2) for _ in range(6)]}
+        assert 1 <= len(pids) <= 3
+        await wait_until(lambda: processes._alive == 1)
+        await wait_until(lambda: sum(map(lives, pids)) == 1)
+        runtime.scale(-2)
+        assert await (await cpu_tasks.where.submit(0.0)).result(20) in pids
+    assert not any(map(lives, pids))

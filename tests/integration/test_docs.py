@@ -21,7 +21,10 @@ from pathlib import Path
 
 import pytest
 
-from aioflow import Retry, Service, Task
+from aioflow import Breaker, Retry, Service, Task
+from aioflow.delivery import DeliverySettings, addresses
+from aioflow.delivery.settings import PREFIX
+from aioflow.delivery.signing import HOW_TO_MAKE
 from aioflow.policy import TaskOptions
 from aioflow.settings import Settings
 from tests.serving import ROOT
@@ -142,6 +145,26 @@ def test_the_table_of_settings_is_the_settings() -> None:
     assert rows_of(page("settings.md"), "settings") == expected
 
 
+def test_the_table_of_delivery_settings_is_the_settings() -> None:
+    expected = []
+    for name, field in DeliverySettings.model_fields.items():
+        default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else str(field.default)
+        expected.append([f"`{PREFIX}{name.upper()}`", f"`{default}`" if default else "", field.description])
+    assert rows_of(page("delivery.md"), "delivery settings") == expected
+
+
+def test_the_table_of_rules_for_urls_names_those_that_there_are() -> None:
+    rows = re.search(r"\| rule \| refuses \|\n\| --- \| --- \|\n((?:\|.*\n)+)", page("delivery.md"))
+    assert rows
+    said = {rule for row in rows[1].splitlines() for rule in re.findall(r"`([a-z-]+)`", row.split(" | ")[0])}
+    by_address = {rule for rule, _ in (*addresses.V4, *addresses.V6)} | {"metadata"}
+    assert said == by_address | {"scheme", "port", "userinfo", "host", "syntax", "length", "spelling"}
+
+
+def test_the_line_that_makes_a_secret_is_the_one_that_the_error_says() -> None:
+    assert f"$ {HOW_TO_MAKE}\n" in page("delivery.md")
+
+
 def test_the_table_of_task_options_is_what_a_task_takes() -> None:
     rows = {name.strip("`"): default for name, default, _ in rows_of(page("guide.md"), "task options")}
     taken = [name for name in inspect.signature(Service.task).parameters if name not in {"self", "misused"}]
@@ -164,6 +187,13 @@ def test_the_table_of_retry_is_retry() -> None:
     policy = Retry()
     values = [(field.name, getattr(policy, field.name)) for field in dataclasses.fields(Retry)]
     assert said == [(name, "(Exception,)" if value == (Exception,) else repr(value)) for name, value in values]
+
+
+def test_the_table_of_breaker_is_breaker() -> None:
+    said = [(name.strip("`"), default.strip("`")) for name, default, _ in rows_of(page("guide.md"), "breaker options")]
+    policy = Breaker(on=(OSError,))
+    values = [(field.name, getattr(policy, field.name)) for field in dataclasses.fields(Breaker)]
+    assert said == [(name, "" if name == "on" else repr(value)) for name, value in values]
 
 
 def test_the_table_of_submit_is_what_submit_takes() -> None:

@@ -58,6 +58,10 @@ class OutOfInk(Exception):
     """Of a user's own."""
 
 
+class Gone(Discard):
+    """Of a user's own."""
+
+
 async def test_each_failed_attempt_is_told_with_its_traceback(redis_url: str, namespace: str, service: Service) -> None:
     @service.task(retry=Retry(attempts=4, base=0.0), timeout=0.05)
     async def work(job: Job) -> str:
@@ -748,6 +752,18 @@ async def test_what_middleware_does_is_the_handlers_doing(valkey: Valkey, namesp
         assert b"discards" in landed
         assert b"raises" not in landed
         assert b"hangs" not in landed
+
+
+async def test_a_discard_of_ones_own_names_the_error(valkey: Valkey, namespace: str, service: Service) -> None:
+    @service.task()
+    async def work(job: Job) -> None:
+        job.commit.hset("landed", job.id, "yes")
+        raise Gone("for good")
+
+    async with Runtime([service], redis=valkey.url, namespace=namespace) as runtime:
+        ended = await failed(await runtime.submit(work))
+        assert (ended.error, ended.message, ended.attempt) == ("Gone", "for good", 1)
+        assert await runtime.redis.hlen(runtime.key(service, "landed")) == 1
 
 
 async def test_a_cancel_goes_through_the_middleware(valkey: Valkey, namespace: str) -> None:

@@ -17,7 +17,7 @@ import pytest
 from aiohttp import web
 from redis.asyncio import Redis
 
-from aioflow import Runtime, Service
+from aioflow import ConfigError, Problem, Runtime, Service
 from aioflow.cli.serve import bind
 from aioflow.engine import claimer
 from aioflow.ingress.app import make_app
@@ -184,6 +184,45 @@ async def test_a_fault_of_the_services_own_is_a_problem_and_logged_with_its_trac
                 await answer.read()
     shown = [record.exc_info[1] for record in caplog.records if record.exc_info]
     assert [str(error) for error in shown] == ["a bug", "a late bug"]
+
+
+# ---- a function before the submit
+
+
+async def test_a_function_makes_the_payload_before_the_submit(valkey: Valkey, namespace: str) -> None:
+    service = Service("demo")
+
+    @service.task()
+    async def double(number: int) -> int:
+        return 2 * number
+
+    async def from_query(request: web.Request, runtime: Runtime) -> Any:
+        number = request.query.get("number", "")
+        if number == "13":
+            raise Problem(422, "number: unlucky", errors=[("number", "unlucky")])
+        return int(number) if number.isdigit() else number
+
+    service.get("/double", submits=double, before=from_query, location="/double/{id}")
+    service.post("/double", submits=double, before=from_query)
+    with pytest.raises(ConfigError, match="GET /other: say by before= what the payload is"):
+        service.get("/other", submits=double)  # type: ignore[call-overload]
+    async with (
+        Runtime([service], redis=valkey.url, namespace=namespace) as runtime,
+        answering(make_app(runtime)) as url,
+        aiohttp.ClientSession() as session,
+    ):
+        for method in ("GET", "POST"):
+            headers = {"Idempotency-Key": "once", "Prefer": "wait=10"}
+            async with session.request(method, f"{url}/double?number=21", headers=headers) as answer:
+                told = await answer.json()
+                assert (answer.status, told["result"]) == (200, 42)
+            for wrong, field in (("13", "number: unlucky"), ("many", "does not fit its type")):
+                async with session.request(method, f"{url}/double?number={wrong}") as answer:
+                    assert (answer.status, field in (await answer.json(content_type=None))["detail"]) == (422, True)
+        async with session.get(f"{url}/double?number=4") as answer:
+            assert answer.status == 202
+            assert answer.headers["Location"] == f"/double/{(await answer.json())['tracking_id']}"
+        assert (await runtime.totals(double))["submitted"] == 2, "the same key is the same job"
 
 
 # ---- readiness

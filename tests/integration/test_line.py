@@ -197,7 +197,7 @@ async def test_every_round_trip_has_a_deadline(valkey: Valkey, queue: Queue, mon
             far.renew([(queue, 1000, [("a", "t.1")])]),
             far.promote(queue),
             far.ping(),
-            far.memory_share(),
+            far.memory(),
             far.sizes(queue),
             far.count(queue.keys["open"], 0, 1),
             far.page(queue.keys["open"], 0, 1, 1, None),
@@ -651,7 +651,7 @@ async def test_no_cancellation_of_a_store_call_is_lost(own_valkey: Valkey, queue
             lambda: store.claim(queue, 1, 1000, f"t.{claims}"),
             lambda: store.promote(queue),
             store.ping,
-            store.memory_share,
+            store.memory,
             lambda: store.wait_bell(queue, 0.01),
         ]
         await dice.choice(calls)()

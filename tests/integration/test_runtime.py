@@ -1117,3 +1117,22 @@ async def test_a_suspect_that_waits_is_released_at_a_stop(
         for handle in suspects:
             info = await handle.status()
             assert (info.state, info.attempt, info.crashes) == (State.READY, 3, 2)
+
+
+async def test_calls_that_ask_for_too_much_say_so(valkey: Valkey, namespace: str) -> None:
+    service = Service("demo")
+    entries = service.timeline("entries")
+
+    @service.task()
+    async def work() -> None: ...
+
+    async with Runtime([service], redis=valkey.url, namespace=namespace, workers=False) as runtime:
+        ids = [str(number) for number in range(1001)]
+        for call in (runtime.inspect_many(work, ids), runtime.cancel_many(work, ids)):
+            with pytest.raises(ConfigError, match=r"takes up to 1,000 jobs, not 1,001"):
+                await call
+        for limit in (0, 1001):
+            for reading in (entries["a"].page(limit=limit), runtime.jobs_page(work, "open", limit=limit)):
+                with pytest.raises(ConfigError, match=f"1 to 1,000 entries, not limit={limit}"):
+                    await reading
+        assert (await entries["a"].page(limit=1000)).entries == []

@@ -350,7 +350,7 @@ async def test_a_frozen_server_does_not_hold_the_exit(
         assert (await got(session, f"{url}/healthz"))[0] == 200  # and it has read what came before
         asked = time.monotonic()
         assert await frozen.stop() == 0
-        assert time.monotonic() - asked < 4
+        assert time.monotonic() - asked < 8
     assert f"{data} does not answer and is left running" in frozen.err
     assert not NOISE.search(frozen.err)
 

@@ -31,6 +31,7 @@ from aioflow import (
     State,
     StoreUnavailable,
 )
+from aioflow.engine.coalescer import Coalescer
 from aioflow.engine.keys import Queue
 from aioflow.service import live_runtimes
 from tests.proxy import Proxy
@@ -378,6 +379,7 @@ async def test_many_that_are_cancelled_are_submitted_at_most_once(valkey: Valkey
     async with submitter(demo, valkey, namespace) as runtime:
         assert runtime._submitter is not None
         line = runtime._submitter.lines[runtime.durability].many
+        assert isinstance(line, Coalescer)
         many = asyncio.create_task(demo.work.submit_many([Order(number=number) for number in range(3000)]))
         while not line._in_flight:  # noqa: ASYNC110 - the coalescer has nothing to wait for
             await asyncio.sleep(0)

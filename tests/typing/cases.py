@@ -14,7 +14,7 @@ from typing import Any, assert_type
 from pydantic import BaseModel
 from typing_extensions import TypedDict
 
-from aioflow import AioflowError, Handle, Job, JobInfo, Runtime, Service, Task
+from aioflow import AioflowError, Batch, Handle, Job, JobInfo, Runtime, Service, Task
 
 
 class Payment(BaseModel):
@@ -84,6 +84,15 @@ def in_a_process(number: int) -> float:
     return number / 2
 
 
+@service.task(batch=10)
+async def in_batches(orders: list[Order], batch: Batch) -> None:
+    assert_type(batch.jobs, list[Job])
+
+
+@service.task(batch=10)
+async def batch_first(batch: Batch, orders: list[Order]) -> None: ...
+
+
 @service.task()
 def bare() -> bool:
     return True
@@ -96,6 +105,8 @@ assert_type(job_only, Task[None, str])
 assert_type(neither, Task[None, None])
 assert_type(in_a_thread, Task[Row, list[str]])
 assert_type(in_a_process, Task[int, float])
+assert_type(in_batches, Task[Order, None])
+assert_type(batch_first, Task[Order, None])
 assert_type(bare, Task[None, bool])
 
 
@@ -112,6 +123,7 @@ async def submits() -> None:
     assert_type(await neither.submit(), Handle[None])
     assert_type(await job_only.submit(), Handle[str])
     assert_type(await in_a_thread.submit({"name": "ann"}), Handle[list[str]])
+    assert_type(await in_batches.submit(Order(1)), Handle[None])
     assert_type(await bare.submit(delay=1.5, priority=0, id="one", durability="fsync"), Handle[bool])
     assert_type(await payload_only.submit(Order(1), at=datetime.now(UTC)), Handle[int])
     many = await payload_only.submit_many([Order(1), Order(2)], ids=["a", "b"])

@@ -9,6 +9,7 @@ import pytest
 
 from aioflow import ConfigError, Retry, StoreUnavailable
 from aioflow.engine.line import Line
+from aioflow.policy import LONGEST_WAIT
 from services.payments.api import charge
 
 
@@ -33,6 +34,35 @@ def test_the_wait_before_a_retry_is_drawn_from_nothing_to_a_bound_that_doubles(
     assert delays == [0.5, 1.0, 2.0, 4.0, 8.0, 10.0, 10.0, None]
     assert drawn == [(0, delay) for delay in delays[:-1]], "full jitter"
     assert Retry(attempts=10_000).delay(ValueError(), 5_000) == 300.0, "no overflow"
+
+
+class Busy(Exception):
+    """Says when to come again."""
+
+    def __init__(self, retry_after: object) -> None:
+        self.retry_after = retry_after
+
+
+class Broken(Exception):
+    """Cannot even say that."""
+
+    @property
+    def retry_after(self) -> float:
+        raise RuntimeError("broken")
+
+
+def test_an_exception_sets_the_least_wait_and_what_is_drawn_comes_on_top(drawn: list[tuple[float, float]]) -> None:
+    retry = Retry(attempts=3, base=0.5, longest=10.0)
+    assert [retry.delay(Busy(60), failures) for failures in range(3)] == [60.5, 61.0, None]
+    assert drawn == [(0, 0.5), (0, 1.0)]
+    assert retry.delay(Busy(0.25), 0) == 0.75
+    for most in (float("inf"), 10**400, LONGEST_WAIT + 1):
+        assert retry.delay(Busy(most), 0) == LONGEST_WAIT
+
+
+@pytest.mark.parametrize("error", [Broken(), *map(Busy, [None, -1, 0, float("nan"), True, "60", [60]])], ids=repr)
+def test_what_is_no_number_of_seconds_sets_none(drawn: list[tuple[float, float]], error: Exception) -> None:
+    assert Retry(base=0.5).delay(error, 0) == 0.5
 
 
 def test_only_what_is_to_be_retried_is() -> None:

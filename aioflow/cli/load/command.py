@@ -29,7 +29,10 @@ def load(
     url: Annotated[str | None, typer.Option(help="POST the payload there instead of submitting in process")] = None,
     redis: Annotated[
         str | None,
-        typer.Option(help="redis://, rediss://, unix://, redis+sentinel://, memory:, or embedded: where a server runs"),
+        typer.Option(
+            help="redis://, rediss://, unix://, redis+sentinel://, redis+cluster://, memory:, or embedded: where a "
+            "server runs"
+        ),
     ] = None,
     data: Annotated[str | None, typer.Option(help="Folder of the embedded server's data")] = None,
     workers: Annotated[
@@ -70,8 +73,8 @@ def load(
 
     Ctrl-C stops submitting and reports; a second one ends at once.
 
-    Exit codes: 0; 1 if a job is missing or cannot be looked up, or if none was
-    accepted; 2 for bad input; 130 if interrupted.
+    Exit codes: 0; 1 if a job is missing or nobody can be asked for it, or if
+    none was accepted; 2 for bad input; 130 if interrupted.
     """
     from aioflow.cli.load.start import Options, start
 

@@ -69,7 +69,10 @@ class Records:
         try:
             for _ in range(CLOCK_SAMPLES):
                 asked = time.monotonic()
-                seconds, microseconds = await self._redis.time()
+                pipeline = self._redis.pipeline(transaction=False)
+                pipeline.hlen(self._queue.keys["totals"])  # in a cluster, the time of the node that has the queue
+                pipeline.time()
+                _, (seconds, microseconds) = await pipeline.execute()
                 took = time.monotonic() - asked
                 if took < quickest:
                     quickest, self._ahead = took, seconds + microseconds / 1_000_000 - (asked + took / 2)

@@ -38,12 +38,12 @@ class Report:
 
     @property
     def exit_code(self) -> int:
-        """1: a job is missing, or nothing was accepted; 130: interrupted; else 0."""
+        """1: a job is missing, nobody could be asked, or nothing was accepted; 130: interrupted; else 0."""
         if self.wrong:
             return 1
         if self.interrupted:
             return 130
-        return 0 if self.submitters.accepted else 1
+        return 0 if self.submitters.accepted and self.checked else 1
 
     @property
     def latencies(self) -> dict[str, Latency]:
