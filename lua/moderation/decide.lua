@@ -18,6 +18,7 @@ local clock_ms, nonce, lock_ms, keep_ms, id, token, decision, reason, to_level, 
 
 local record_key = prefix .. 'decision:' .. token
 local record = redis.call('HGETALL', record_key)
+seen(record_key, 'hash')
 if #record > 0 then
   local made = redis.call('HMGET', record_key, 'item', 'decision', 'reason', 'to_level')
   local same = made[1] == id and made[2] == decision and made[3] == reason and made[4] == to_level
@@ -28,6 +29,7 @@ if not item then
   return 0
 end
 local deadline = redis.call('ZSCORE', locks, id)
+seen(locks, 'zset')
 if item.state ~= 'assigned' or item.token ~= token or not deadline or tonumber(deadline) <= now_ms then
   return -1
 end

@@ -19,12 +19,14 @@ end
 --@include match
 local item = {id = id, key = prefix .. 'item:' .. id, author = author, skill = skill, level = level}
 local known = redis.call('HGET', item.key, 'body')
+seen(item.key, 'hash')
 if known then
   return known == body and 0 or -1
 end
 if redis.call('ZCARD', open) >= bound then
   return -2
 end
+seen(open, 'zset')
 local at_ms = submitted_ms > 0 and math.min(submitted_ms, now_ms) or now_ms
 item.place = priority * 2 ^ 42 + at_ms
 write(

@@ -7,6 +7,7 @@ local function read_desk(moderator)
   end
   local key = prefix .. 'desk:' .. moderator
   local row = redis.call('HMGET', key, 'by', 'kind', 'home', 'skills', 'level', 'holds', 'since', 'version', 'walk')
+  seen(key, 'hash')
   if not row[1] then
     return nil
   end
@@ -15,6 +16,7 @@ local function read_desk(moderator)
     holds = tonumber(row[6]), since = row[7], version = tonumber(row[8]), walks = row[9] == '1',
     held = redis.call('ZCARD', prefix .. 'held:' .. moderator),
   }
+  seen(prefix .. 'held:' .. moderator, 'zset')
   if not (desk.level and desk.holds and desk.since and desk.version) then
     error('PROTOCOL foreign row in ' .. key)
   end
@@ -53,11 +55,9 @@ local function unseat(desk)
   end
 end
 
+-- Written with the rest of the step, as it is then.
 local function save_desk(desk)
-  write(
-    'HSET', desk.key, 'by', desk.by, 'kind', desk.kind, 'home', desk.home, 'since', desk.since,
-    'version', whole(desk.version + 1), 'walk', desk.walks and '1' or '0'
-  )
+  desks_changed[desk.name] = desk
   tell(desk.home, desk.name)
 end
 

@@ -1,21 +1,25 @@
 -- Matching. Items wait in one line for each class, "category:language:level", scored by their place; seats likewise.
--- A desk looks at the heads of the lines that it may take, at most 32 skills x 5 levels; an item at the heads of the
--- seats that may take it, at most 5. Both pass over what must not meet (an item's author, and whoever skipped it, voted
+-- A desk looks at the heads of the lines that it may take, at most 32 skills x 5 levels, by one MGET; an item at
+-- the heads of the seats that may take it, at most 5. Both pass over what must not meet (an item's author, and whoever skipped it, voted
 -- on it or escalated it, as fields "x:MODERATOR" of the item): an item has at most some 120 of those, so its walk is
 -- over within WALK. A desk's walk may be longer; it stops after WALK items, notes how far each line was walked, and tick
 -- goes on from there. What comes to a line meanwhile looks at the seats itself, so nothing is missed.
 local LEVELS, WALK = 5, 200
 local LOG_LENGTH = 100000
 local tokens = tonumber(redis.call('HGET', totals, 'tokens') or '0')
+seen(totals, 'hash')
 if not tokens then
   error('PROTOCOL foreign number of tokens in ' .. totals)
 end
 
-local function read_item(id)
+-- An item; for_moderator is answered with it: what keeps it from them, if anything does.
+local function read_item(id, for_moderator)
   local key = prefix .. 'item:' .. id
   local row = redis.call(
-    'HMGET', key, 'state', 'author', 'skill', 'level', 'place', 'token', 'moderator', 'since', 'votes', 'skips'
+    'HMGET', key, 'state', 'author', 'skill', 'level', 'place', 'token', 'moderator', 'since', 'votes', 'skips',
+    'x:' .. (for_moderator or '')
   )
+  seen(key, 'hash')
   if not row[1] then
     return nil
   end
@@ -26,11 +30,13 @@ local function read_item(id)
   if not (item.author and item.skill and item.level and item.place and item.skips) then
     error('PROTOCOL foreign row in ' .. key)
   end
-  return item
+  return item, row[11]
 end
 
-local function line_of(item)
-  return prefix .. 'line:' .. item.skill .. ':' .. item.level
+local function move_in_line(item, command, ...)
+  local class = item.skill .. ':' .. item.level
+  lines_changed[class] = true
+  write(command, prefix .. 'line:' .. class, ...)
 end
 
 local function note(event, item, token, moderator)
@@ -48,8 +54,10 @@ local function assign(item, desk)
   write('HSET', item.key, 'state', 'assigned', 'token', token, 'moderator', desk.name, 'since', now)
   write('ZADD', locks, whole(now_ms + lock_ms), item.id)
   write('ZADD', prefix .. 'held:' .. desk.name, now, item.id)
-  write('ZREM', line_of(item), item.id)
-  write('ZREM', waiting, item.id)
+  if item.state == 'waiting' then
+    move_in_line(item, 'ZREM', item.id)
+    write('ZREM', waiting, item.id)
+  end
   note('assigned', item, token, desk.name)
   desk.held = desk.held + 1
   if desk.kind == 'http' then
@@ -61,6 +69,7 @@ end
 -- The entry of a line or of seats at a rank, if there is one.
 local function entry(key, rank)
   local found = redis.call('ZRANGE', key, rank, rank, 'WITHSCORES')
+  seen(key, 'zset')
   return {key = key, rank = rank, name = found[1], score = tonumber(found[2])}
 end
 
@@ -114,32 +123,81 @@ local function walked(key, passed)
   return redis.call('ZCOUNT', key, '-inf', '(' .. place)
 end
 
--- The item that has waited longest of those that a desk may take, beside those taken in this step; goes_on: from where
--- an earlier walk stopped.
-local function next_item(desk, taken, goes_on)
-  local entries = {}
+-- The heads of the lines that a desk may take, and their keys.
+local function heads_of(desk)
+  local keys, found = {}, 0
   for _, skill in ipairs(desk.skills) do
+    local key = prefix .. 'head:' .. skill .. ':'
     for level = 1, desk.level do
-      local key = prefix .. 'line:' .. skill .. ':' .. level
-      local passed = goes_on and redis.call('HGET', prefix .. 'walk:' .. desk.name, key)
-      local one = entry(key, passed and walked(key, passed) or 0)
+      keys[#keys + 1] = key .. level
+    end
+  end
+  local rows = redis.call('MGET', unpack(keys))
+  for index, row in ipairs(rows) do
+    if row then
+      found = found + 1
+      seen(keys[index], 'string')
+    end
+  end
+  if found ~= redis.call('EXISTS', unpack(keys)) then -- MGET passes over what is no string
+    error('PROTOCOL foreign head of a line of ' .. desk.name)
+  end
+  return rows, keys
+end
+
+-- The item, if a desk may take it, beside those taken in this step.
+local function takeable(id, desk, taken)
+  if taken[id] then
+    return nil
+  end
+  local item, kept = read_item(id, desk.name)
+  return item and item.state == 'waiting' and item.author ~= desk.name and not kept and item or nil
+end
+
+-- The entries of the lines that have these heads; goes_on: from where an earlier walk stopped.
+local function lines_of(desk, rows, keys, goes_on)
+  local entries = {}
+  for index, row in ipairs(rows) do
+    if row then
+      local class = string.sub(keys[index], #prefix + 6)
+      local place, id = string.match(row, '^(%d+) (.*)$')
+      local one = {key = prefix .. 'line:' .. class, rank = 0, name = id, score = tonumber(place)}
+      local passed = goes_on and redis.call('HGET', prefix .. 'walk:' .. desk.name, class)
+      if passed then
+        one = entry(one.key, walked(one.key, passed))
+      end
+      one.class = class
       if one.name then
         table.insert(entries, one)
       end
     end
   end
+  return entries
+end
+
+-- The item that has waited longest of those that a desk may take; goes_on: from where an earlier walk stopped.
+local function next_item(desk, taken, goes_on)
+  local rows, keys = heads_of(desk)
+  if not goes_on then -- most often it is the first of all heads
+    local head
+    for _, row in ipairs(rows) do
+      head = row and (not head or row < head) and row or head
+    end
+    local item = head and takeable(string.match(head, '^%d+ (.*)$'), desk, taken)
+    if item then
+      return item
+    end
+  end
+  local entries = lines_of(desk, rows, keys, goes_on)
   for _ = 1, WALK do
     local first = first_of(entries)
     if not first then
       stop_walk(desk)
       return nil
     end
-    if not taken[first.name] then
-      local key = prefix .. 'item:' .. first.name
-      local row = redis.call('HMGET', key, 'state', 'author', 'x:' .. desk.name)
-      if row[1] == 'waiting' and row[2] ~= desk.name and not row[3] then
-        return read_item(first.name)
-      end
+    local item = takeable(first.name, desk, taken)
+    if item then
+      return item
     end
     advance(first)
   end
@@ -147,7 +205,7 @@ local function next_item(desk, taken, goes_on)
   write('ZADD', walks, now, desk.name)
   for _, one in ipairs(entries) do
     if one.passed then
-      write('HSET', prefix .. 'walk:' .. desk.name, one.key, whole(one.passed_score) .. ' ' .. one.passed)
+      write('HSET', prefix .. 'walk:' .. desk.name, one.class, whole(one.passed_score) .. ' ' .. one.passed)
     end
   end
 end
@@ -186,8 +244,10 @@ local function place_item(item)
     save_desk(desk)
   else
     write('HSET', item.key, 'state', 'waiting')
-    write('HDEL', item.key, 'token', 'moderator', 'since')
-    write('ZADD', line_of(item), whole(item.place), item.id)
+    if item.token then
+      write('HDEL', item.key, 'token', 'moderator', 'since')
+    end
+    move_in_line(item, 'ZADD', whole(item.place), item.id)
     write('ZADD', waiting, whole(item.place), item.id)
   end
 end

@@ -34,15 +34,18 @@ end
 local function keep_record(token, moderator, skill, outcome)
   local category = string.match(skill, '^[^:]*')
   local keys = {
-    decisions, decisions .. '_by_moderator:' .. moderator, decisions .. '_by_category:' .. category,
-    decisions .. '_by_outcome:' .. outcome,
+    decisions, decisions .. '_by_outcome:' .. outcome, decisions .. '_by_moderator:' .. moderator,
+    decisions .. '_by_category:' .. category,
   }
-  for _, key in ipairs(keys) do
+  for index, key in ipairs(keys) do
     local old = redis.call('ZRANGEBYSCORE', key, '-inf', whole(now_ms - keep_ms), 'LIMIT', 0, FORGOTTEN)
+    seen(key, 'zset')
     write('ZADD', key, now, token)
     if #old > 0 then
       write('ZREM', key, unpack(old))
     end
-    write('PEXPIRE', key, whole(keep_ms))
+    if index > 2 then -- whoever decides no more leaves nothing behind
+      write('PEXPIRE', key, whole(keep_ms))
+    end
   end
 end

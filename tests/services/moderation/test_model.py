@@ -229,12 +229,17 @@ class Machine(RuleBasedStateMachine):
         model = self.model
         prefix = self.runtime.key(bare, "")
         keys = [key.decode().removeprefix(prefix) for key in await redis.keys()]
-        indexes = [name for name in keys if not name.startswith(("item:", "desk:", "decision:", "totals", "log"))]
+        indexes = [
+            name for name in keys if not name.startswith(("item:", "desk:", "decision:", "totals", "head:", "log"))
+        ]
         pipeline = redis.pipeline(transaction=False)
         for name in indexes:
             pipeline.zrange(prefix + name, 0, -1, withscores=True)
         for item in model.items.values():
             pipeline.hmget(f"{prefix}item:{item.id}", "state", "level", "moderator", "token")
+        heads = [name for name in keys if name.startswith("head:")]
+        for name in heads:
+            pipeline.get(prefix + name)
         answers = await pipeline.execute()
         zsets = {
             name: [(member.decode(), int(score)) for member, score in entries]
@@ -265,8 +270,15 @@ class Machine(RuleBasedStateMachine):
         assert {name for name in indexes if name.startswith("held:")} == {
             f"held:{item.holder}" for item in items if item.holder
         }
+        found = {name: head.decode() for name, head in zip(heads, answers[len(answers) - len(heads) :], strict=True)}
+        first = {name: min((place, item_id) for item_id, place in line.items()) for name, line in lines.items()}
+        assert found == {
+            f"head:{name.removeprefix('line:')}": f"{place:014} {item_id}"
+            for name, (place, item_id) in first.items()
+            if name.startswith("line:")
+        }
         self.live = {}
-        for item, row in zip(items, answers[len(indexes) :], strict=True):
+        for item, row in zip(items, answers[len(indexes) :], strict=False):
             assert (row[0].decode(), int(row[1])) == (item.state, item.level)
             if item.state == "assigned":
                 token = row[3].decode()

@@ -77,9 +77,10 @@ class Stage:
         """Every key with its type and contents."""
         return {key.decode(): await self.redis.dump(key) for key in sorted(await self.redis.keys(f"{self.prefix}*"))}
 
-    async def plant(self, key: str) -> None:
-        """Something else at a key."""
-        kind = await self.redis.type(key)
+    async def plant(self, key: str, kind: bytes = b"none") -> None:
+        """Something else at a key; `kind` is what it should be where it is not there."""
+        found = await self.redis.type(key)
+        kind = kind if found == b"none" else found
         await self.redis.delete(key)
         await (self.redis.rpush if kind == b"string" else self.redis.set)(key, "foreign")
 
@@ -120,9 +121,10 @@ async def test_a_call_that_meets_a_foreign_key_changes_nothing(stage: Stage, clo
     after = await stage.dump()
     written = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
     assert written
+    kinds = {key: await stage.redis.type(key) for key in written}
     for key in sorted(written):
         await stage.set_up()
-        await stage.plant(key)
+        await stage.plant(key, kinds[key])
         planted = await stage.dump()
         with pytest.raises(ProtocolError):
             await CALLS[name](stage.board)
