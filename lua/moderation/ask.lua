@@ -26,6 +26,11 @@ if desk.by ~= '' then
 end
 desk.kind, desk.by, desk.home = 'http', by, home
 write('ZADD', beats, whole(now_ms + keep_ms), moderator)
+if desk.held > 0 then -- this request is shown it: another whose client has gone gives it back no more
+  for _, id in ipairs(redis.call('ZRANGE', prefix .. 'held:' .. moderator, 0, 15)) do
+    write('HSET', prefix .. 'item:' .. id, 'by', by)
+  end
+end
 serve_desk(desk)
 if desk.by ~= '' and (wait_ms == 0 or not has_room(desk)) then
   desk.by = ''

@@ -16,7 +16,7 @@ from aioflow.service import ServiceScript
 from services.moderation.models import Choice, Decision, Item, Moderator
 from services.moderation.settings import ModerationSettings
 
-SCRIPTS = ("submit", "join", "ask", "rest", "leave", "beat", "look", "extend", "decide", "tick")
+SCRIPTS = ("submit", "join", "ask", "rest", "drop", "leave", "beat", "look", "extend", "decide", "tick")
 MOST_BEATS = 1000
 RETELL_MS = 30_000
 """A result that is still to be told after so long is handed on again; the job's id is the same."""
@@ -116,6 +116,11 @@ class Board:
         """End the wait; False where it is another that waits."""
         return bool(await self._run("rest", moderator, by, keep_ms))
 
+    async def drop(self, moderator: str, by: str) -> int:
+        """End a request whose client has gone; how many items went back that it had got."""
+        count: int = await self._run("drop", self.nonce, self.settings.lock_ms, moderator, by)
+        return count
+
     async def leave(self, moderator: str, by: str = "") -> bool:
         """Close a desk; False where there is none, or where another waits than `by`, if that is given."""
         return bool(await self._run("leave", self.nonce, self.settings.lock_ms, moderator, by))
@@ -151,7 +156,7 @@ class Board:
             *(self.nonce, settings.lock_ms, settings.keep_ms, item, decision.token, decision.decision.value, reason),
             "" if decision.level is None else str(decision.level),
             " ".join(sorted(settings.two_person)),
-            "0" if settings.results is None else "1",
+            str(int(settings.tells)),
         )
         if isinstance(answer, int):
             raise Refused(answer)

@@ -15,6 +15,7 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from aioflow import Job, Problem, Retry, RetryLater, Runtime, Service, StoreUnavailable
+from aioflow.delivery import Delivery
 from services.moderation.board import SCRIPTS, Board
 from services.moderation.hub import Hub
 from services.moderation.records import shown_decision
@@ -43,17 +44,22 @@ untold = service.timeline("untold")
 
 @service.task(concurrency=20, retry=Retry(attempts=20, base=1.0, longest=300))
 async def tell(token: str, job: Job) -> bool:
-    """Send a final decision to the task that the settings name; False where that was done before."""
+    """Send a final decision to where the settings name; False where that was done before."""
     hub: Hub = job.resources
-    results = hub.board.settings.results
-    if results is None:
+    settings = hub.board.settings
+    if not settings.tells:
         raise RetryLater(WAIT_FOR_SETTING)  # it was set when the decision was made
     record = await hub.board.untold(token)
     if record is None:
         return False
     job.commit.remove(untold, token)
     if record:
-        job.commit.submit(results, shown_decision(record))
+        decision = shown_decision(record)
+        if settings.results is not None:
+            job.commit.submit(settings.results, decision)
+        if settings.post_back is not None:
+            told = Delivery(url=settings.post_back, type="moderation.decided", data=decision)
+            job.commit.submit("delivery.post", told)
     return bool(record)
 
 

@@ -77,30 +77,38 @@ async def assignments(request: web.Request, runtime: Runtime) -> dict[str, Any]:
             if refused.code == 0:
                 raise no_desk(watch.name) from refused
             raise Problem(409, f"{watch.name} has a WebSocket, to which items are pushed") from refused
-        return {"moderator": watch.name, "assignments": shown_locks(await answered(request, runtime, watch, ends))}
+        try:
+            desk = await answered(request, runtime, watch, ends)
+        except asyncio.CancelledError:
+            await hub.board.drop(watch.name, watch.by)
+            raise
+        if has_gone(request):
+            # Whoever asks again has what the desk holds; nobody does, and the item would wait for its lock to expire.
+            await hub.board.drop(watch.name, watch.by)
+        return {"moderator": watch.name, "assignments": shown_locks(desk)}
 
 
 async def answered(request: web.Request, runtime: Runtime, watch: Watch, ends: float) -> Desk:
     """What the desk holds once it waits no longer."""
     hub = hub_of(runtime)
-    idle_ms = hub.board.settings.idle_ms
-    try:
+    desk = await looked(hub, watch.name)
+    while desk.by == watch.by and (left := ends - time.monotonic()) > 0:
+        if runtime.closing.is_set() or has_gone(request):
+            break
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(min(left, LOOK_SECONDS)):
+                await watch.changed.wait()
+        watch.changed.clear()
         desk = await looked(hub, watch.name)
-        while desk.by == watch.by and (left := ends - time.monotonic()) > 0:
-            if runtime.closing.is_set() or request.transport is None or request.transport.is_closing():
-                break
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(min(left, LOOK_SECONDS)):
-                    await watch.changed.wait()
-            watch.changed.clear()
-            desk = await looked(hub, watch.name)
-    except asyncio.CancelledError:
-        await hub.board.rest(watch.name, watch.by, idle_ms)
-        raise
     if desk.by == watch.by:
-        await hub.board.rest(watch.name, watch.by, idle_ms)
+        await hub.board.rest(watch.name, watch.by, hub.board.settings.idle_ms)
         desk = await looked(hub, watch.name)  # an item may have come just before
     return desk
+
+
+def has_gone(request: web.Request) -> bool:
+    """Whether the client has closed its connection."""
+    return request.transport is None or request.transport.is_closing()
 
 
 @service.post("/moderation/items/{id:[^/]+}/extend")
@@ -132,7 +140,7 @@ async def decided(hub: Hub, item_id: str, decision: Decision) -> dict[str, Any]:
         record = await hub.board.decide(item_id, decision)
     except Refused as refused:
         raise problem_of(refused, item_id) from refused
-    if hub.board.settings.results is not None:
+    if hub.board.settings.tells:
         hub.wake()
     return shown_decision(record)
 

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from aioflow import ConfigError
+from aioflow import ConfigError, delivery
 from services.moderation.models import MOST_HELD, NAME
 
 TASK = re.compile(r"[a-z][a-z0-9_-]{0,63}\.[a-z][a-z0-9_-]{0,63}")
@@ -30,6 +30,7 @@ class ModerationSettings(BaseSettings):
         frozenset(), description="Categories, separated by commas, in which two moderators must agree"
     )
     results: str | None = Field(None, description="Task, such as ledger.book, that is sent every final decision")
+    post_back: str | None = Field(None, description="URL to which every final decision is delivered, signed")
 
     @field_validator("two_person", mode="before")
     @classmethod
@@ -50,6 +51,18 @@ class ModerationSettings(BaseSettings):
         if given is not None and not TASK.fullmatch(given):
             raise ValueError("name a task: service.task")
         return given
+
+    @field_validator("post_back")
+    @classmethod
+    def _deliverable(cls, given: str | None) -> str | None:
+        if given is not None:
+            delivery.check_url(given)
+        return given
+
+    @property
+    def tells(self) -> bool:
+        """Whether anybody is told of final decisions."""
+        return self.results is not None or self.post_back is not None
 
     @property
     def lock_ms(self) -> int:

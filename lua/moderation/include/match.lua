@@ -51,7 +51,7 @@ local function assign(item, desk)
   tokens = tokens + 1
   local token = nonce .. '.' .. whole(tokens)
   write('HSET', totals, 'tokens', whole(tokens))
-  write('HSET', item.key, 'state', 'assigned', 'token', token, 'moderator', desk.name, 'since', now)
+  write('HSET', item.key, 'state', 'assigned', 'token', token, 'moderator', desk.name, 'by', desk.by, 'since', now)
   write('ZADD', locks, whole(now_ms + lock_ms), item.id)
   write('ZADD', prefix .. 'held:' .. desk.name, now, item.id)
   if item.state == 'waiting' then

@@ -51,7 +51,7 @@ def serving(valkey: Valkey, namespace: str) -> Serving:
     """Serve the service on this test's keys; called twice, there are two processes as far as Redis can tell."""
 
     def serve(**options: object) -> AbstractAsyncContextManager[Api]:
-        return running(redis=valkey.url, namespace=namespace, **options)
+        return running(**{"redis": valkey.url, "namespace": namespace, **options})
 
     return serve
 

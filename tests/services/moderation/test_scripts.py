@@ -101,6 +101,7 @@ CALLS: dict[str, Call] = {
     "ask": lambda board: board.ask("cid", "r1", 0),
     "ask and wait": lambda board: board.ask("dan", "r1", 1000),
     "rest": lambda board: board.rest("ben", "w2", 5000),
+    "drop": lambda board: board.drop("ann", "w1"),
     "leave": lambda board: board.leave("ann"),
     "beat": lambda board: board.beat([("ann", "w1"), ("ben", "w2")], 6000),
     "extend": lambda board: board.extend("i1", "abc.2"),
@@ -109,7 +110,7 @@ CALLS: dict[str, Call] = {
     "skip": lambda board: board.decide("i1", decision("abc.2", Choice.SKIP)),
     "escalate": lambda board: board.decide("i1", decision("abc.2", Choice.ESCALATE, level=4)),
 }
-IN_STEPS = {"leave"}
+IN_STEPS = {"drop", "leave"}
 """What has several steps, each of which stands for itself."""
 
 
@@ -225,6 +226,32 @@ async def test_a_time_of_submission_is_the_place_and_the_future_is_now(board: Bo
     assert desk is not None
     by_token = sorted(desk.locks, key=lambda lock: int(lock.token.partition(".")[2]))
     assert [lock.item for lock in by_token] == ["old", "future", "now"], "of the same ms by id"
+
+
+async def test_a_request_that_is_dropped_gives_back_what_it_got_and_nothing_else(board: Board) -> None:
+    await board.join(moderator("ann", holds=3))
+    await board.submit(item("i0"), BODY)
+    await board.ask("ann", "r1", 0)
+    await board.ask("ann", "r2", 60_000)
+    await board.submit(item("i1"), BODY)
+    assert await held(board, "ann") == ["i0", "i1"]
+    assert await board.drop("ann", "r1") == 0, "i0 was shown to r2 as well"
+    assert await board.drop("ann", "r3") == 0
+    await board.submit(item("i2"), BODY)
+    await board.ask("ann", "r3", 60_000)
+    assert await held(board, "ann") == ["i0", "i1", "i2"]
+    assert await board.drop("ann", "r2") == 0
+    assert await board.drop("ann", "r3") == 3
+    assert await board.drop("ann", "r3") == 0
+    assert await held(board, "ann") == []
+
+
+async def test_a_request_that_is_dropped_waits_no_longer(board: Board) -> None:
+    await board.join(moderator("ann"))
+    await board.ask("ann", "r1", 60_000)
+    assert await board.drop("ann", "r1") == 0
+    await board.submit(item("i0"), BODY)
+    assert await held(board, "ann") == []
 
 
 # ---- bounds
