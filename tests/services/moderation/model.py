@@ -20,6 +20,7 @@ class Item:
     author: str
     state: str = "waiting"
     holder: str = ""
+    by: str = ""
     since: int = 0
     deadline: int = 0
     excluded: set[str] = field(default_factory=set)
@@ -69,6 +70,7 @@ class Model:
 
     def assign(self, item: Item, desk: Desk) -> None:
         item.state, item.holder, item.since, item.deadline = "assigned", desk.name, self.now, self.now + LOCK
+        item.by = desk.by
         if desk.kind == "http":
             desk.by, desk.asks_until = "", None
 
@@ -122,6 +124,8 @@ class Model:
         if desk.kind == "socket" and desk.by:
             return -1
         desk.kind, desk.by, desk.deadline = "http", by, self.now + IDLE
+        for item in self.held(name):
+            item.by = by
         self.serve(desk)
         if desk.by and (wait == 0 or not self.room(desk)):
             desk.by, desk.since = "", None
@@ -134,6 +138,17 @@ class Model:
             return False
         desk.by, desk.since, desk.asks_until, desk.deadline = "", None, None, self.now + keep
         return True
+
+    def drop(self, name: str, by: str) -> int:
+        desk = self.desks.get(name)
+        if desk is not None and desk.by == by:
+            desk.by, desk.since, desk.asks_until = "", None, None
+        count = 0
+        for item in self.held(name):
+            if item.holder == name and item.by == by:
+                self.take_back(item)
+                count += 1
+        return count
 
     def leave(self, name: str) -> bool:
         desk = self.desks.get(name)

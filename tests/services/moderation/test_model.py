@@ -48,6 +48,7 @@ class Machine(RuleBasedStateMachine):
         chosen = ModerationSettings(two_person=TWO_PERSON, lock=LOCK / 1000, idle=IDLE / 1000)
         self.boards = [Board(self.runtime, scripts, chosen, nonce, lambda: self.model.now) for nonce in ("a1", "b2")]
         self.sockets: dict[str, tuple[int, str]] = {}  # of living processes: moderator -> process, by
+        self.asks: list[tuple[str, str]] = []
         self.made = 0
         self.tokens: dict[str, str] = {}  # every token that was ever seen: its item
         self.live: dict[str, str] = {}  # item -> token, as last read
@@ -126,6 +127,13 @@ class Machine(RuleBasedStateMachine):
     def ask(self, process: int, name: str, wait: int) -> None:
         by = self.new()
         assert self.refusal(self.boards[process].ask(name, by, wait)) == self.model.ask(name, by, wait)
+        self.asks.append((name, by))
+
+    @precondition(lambda self: self.asks)
+    @rule(process=st.integers(0, 1), back=st.integers(1, 3))
+    def client_goes(self, process: int, back: int) -> None:
+        name, by = self.asks[-min(back, len(self.asks))]
+        assert self.run(self.boards[process].drop(name, by)) == self.model.drop(name, by)
 
     @precondition(lambda self: self.sockets)
     @rule(process=st.integers(0, 1))
