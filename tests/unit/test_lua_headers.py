@@ -26,7 +26,7 @@ TYPES = {"zset", "hash", "list", "set", "string", "stream"}
 INVARIANTS = {f"I{number}" for number in range(1, 11)}
 KNOWN = re.compile(
     r"and|break|do|else|elseif|end|false|for|function|if|in|local|nil|not|or|return|then|true"
-    r"|KEYS|ARGV|cjson|error|ipairs|math|pairs|pcall|redis|setmetatable|string|table|tonumber|type|unpack"
+    r"|KEYS|ARGV|cjson|collectgarbage|error|ipairs|math|pairs|pcall|redis|setmetatable|string|table|tonumber|type|unpack"
 )
 """Lua's words, and the globals that scripts may use."""
 BINDINGS = (
