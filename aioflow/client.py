@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent import futures
 from contextlib import suppress
 from datetime import datetime
@@ -19,9 +19,10 @@ from redis.asyncio import Redis
 
 from aioflow.commit import check_priority
 from aioflow.engine import codec, scripts
+from aioflow.engine.caller import MOST_CHANNELS
 from aioflow.engine.fleet import Fleet
 from aioflow.engine.inbox import Inbox
-from aioflow.engine.keys import Queue, check_namespace, data_key, runtime_channels
+from aioflow.engine.keys import Queue, check_namespace, data_key, no_data_key, runtime_channels
 from aioflow.engine.records import MOST_JOBS, NewJob, Overview, Sizes
 from aioflow.engine.results import Results
 from aioflow.engine.store import Store
@@ -71,6 +72,7 @@ class Client:
         }
         self._store: Store | None = None
         self._submitter: Submitter | None = None
+        self._listening = 0
         self._results: Results | None = None
         self._inbox: Inbox | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -384,13 +386,43 @@ class Client:
         return data_key(self.namespace, service.name, name)
 
     async def run_script(
-        self, service: Service, path: Path, keys: Sequence[str], args: Sequence[str | bytes | float]
+        self, service: Service, path: Path, keys: Sequence[str] | None, args: Sequence[str | bytes | float]
     ) -> Any:
         """As calling what `Service.script` gives."""
         store = self._live_store(self.key(service, ""))
         script = scripts.load_file(path, plain=store.in_memory)
         words = [arg if isinstance(arg, (str, bytes)) else repr(arg) for arg in args]
-        return await store.run_script(script, [self.key(service, key) for key in keys], words)
+        names = [name for name, _ in script.keys] if keys is None else keys
+        sent = [self.key(service, name) for name in names]
+        if store.has_parts:
+            if not sent:
+                raise ConfigError(f"script {path}: name its keys; in a cluster they say where it is to run")
+            if keys is None:
+                # It may build keys of its own: none of them may be missed while the slot is moved key by key.
+                sent.append(no_data_key(self.namespace, service.name))
+        return await store.run_script(script, sent, words)
+
+    async def listen(
+        self,
+        service: Service,
+        name: str,
+        heard: Mapping[bytes, Callable[[bytes], None]],
+        connected: Callable[[], Awaitable[None]],
+    ) -> None:
+        """Hear, until cancelled, what is published on a channel named as the service's keys are; for a lifespan's task.
+
+        A message is a kind, a newline and the rest, which goes to `heard[kind]`. Messages are lost while the line is
+        down, so nothing may rest on them alone: `connected` is awaited after every (re)connection, to ask anew. In a
+        cluster it does not matter which node publishes. Raises ConfigError where a runtime has 15 channels already.
+        """
+        if self._listening >= MOST_CHANNELS - 1:
+            raise ConfigError(f"a runtime listens to at most {MOST_CHANNELS - 1} channels; put some messages on one")
+        inbox = Inbox(self._live_store(), self.key(service, name), heard, connected, lambda: True, at_once=True)
+        self._listening += 1
+        try:
+            await inbox.run()
+        finally:
+            self._listening -= 1
 
     def timelines(self) -> Client:
         """Where timelines are read."""

@@ -105,6 +105,8 @@ class Runtime(Client):
         """What failures say of the worker."""
         self.failed = asyncio.Event()
         """Set when one of the runtime's loops has failed; it stops by itself then, and leaving it raises the error."""
+        self.closing = asyncio.Event()
+        """Set when nothing new is taken any more: whoever keeps a request waiting answers it now."""
         self._workers = workers
         self._middleware = tuple(middleware)
         self._clock = clock
@@ -306,6 +308,7 @@ class Runtime(Client):
         await asyncio.shield(self._begin_stop())
 
     async def _stop(self) -> None:
+        self.closing.set()
         ends = time.monotonic() + self.settings.grace
         if self._starter is not None and not self._starter.done():
             self._starter.cancel()
@@ -327,6 +330,7 @@ class Runtime(Client):
 
     def stop_waiting(self) -> None:
         """End every wait for a result with ResultTimeout; whoever waits over HTTP is answered before the stop."""
+        self.closing.set()
         if self._results is not None:
             self._results.give_up()
 

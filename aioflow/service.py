@@ -76,7 +76,7 @@ class RuntimeLike(Protocol):
     def call_sync(self, coroutine: Coroutine[Any, Any, T]) -> T: ...
 
     async def run_script(
-        self, service: Service, path: Path, keys: Sequence[str], args: Sequence[str | bytes | float]
+        self, service: Service, path: Path, keys: Sequence[str] | None, args: Sequence[str | bytes | float]
     ) -> Any: ...
 
     def holds(self, service: Service) -> bool: ...
@@ -364,8 +364,11 @@ class ServiceScript:
     service: Service
     path: Path
 
-    async def __call__(self, keys: Sequence[str] = (), args: Sequence[str | bytes | float] = ()) -> Any:
-        """Run it and return its answer, bytes undecoded. Raises StoreUnavailable, and ProtocolError where it fails."""
+    async def __call__(self, keys: Sequence[str] | None = None, args: Sequence[str | bytes | float] = ()) -> Any:
+        """Run it and return its answer, bytes undecoded. Raises StoreUnavailable, and ProtocolError where it fails.
+
+        Without `keys`, those are meant that a header line `-- KEYS: name type, name type` has.
+        """
         runtime = find_runtime(self.service, "it inside `async with Runtime(...)`, or use one runtime")
         return await runtime.run_script(self.service, self.path, keys, args)
 
@@ -477,7 +480,8 @@ class Service:
 
         Awaiting `script(keys, args)` runs it; keys are named as effects name them, below the service's own prefix. A
         header line `-- Repeat: same answer` (or `no second effect`) lets it be sent again after a lost reply; includes
-        (`--@include name`) lie in the folder `include` beside it. Raises ConfigError where there is no such file.
+        (`--@include name`) lie in the folder `include` beside it, or are aioflow's own `clock` and `number`. Raises
+        ConfigError where there is no such file.
         """
         module = sys._getframe(1).f_globals.get("__file__", "")  # noqa: SLF001 - as logging finds its caller
         found = (Path(module).parent / path).resolve()

@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,13 @@ from pathlib import Path
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def bound() -> socket.socket:
+    """A socket on a free port of this machine."""
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    return listener
 
 
 class Serve:

@@ -29,6 +29,8 @@ NOT_SERVING = ("MISCONF", "READONLY", "BUSY", "LOADING", "MASTERDOWN", "CLUSTERD
 """What errors begin with by which a server says that it runs nothing now."""
 REFUSED = ("OOM", "NOREPLICAS", "TRYAGAIN", "WAITAOF")
 """What errors begin with by which a server refuses this one call."""
+MOST_CHANNELS = 16
+"""Subscriptions, each on a connection of its own: the runtime's channel and those of its services."""
 
 
 class Caller:
@@ -50,7 +52,7 @@ class Caller:
         self._parts: dict[int, Self] = {}
         self.redis: Redis = self._clients.make(16)
         self._bells = self._clients.wire(queues)
-        self._listener: Redis = self._clients.make(1, blocking=True)
+        self._listener: Redis = self._clients.make(MOST_CHANNELS, blocking=True)
         self.in_memory = self._clients.in_memory
         self.has_parts = self._clients.nodes is not None
         """Whether `part` gives another one than this."""

@@ -39,6 +39,8 @@ class Inbox:
         take: Mapping[bytes, Callable[[bytes], None]],
         connected: Callable[[], Awaitable[None]],
         urgent: Callable[[], bool],
+        *,
+        at_once: bool = False,
     ) -> None:
         self.channel = channel
         self._store = store
@@ -48,6 +50,8 @@ class Inbox:
         self.subscribed = asyncio.Event()
         self.wanted = asyncio.Event()
         """Set by whoever needs the channel; without it no connection is made."""
+        if at_once:
+            self.wanted.set()
 
     def __repr__(self) -> str:
         return f"<Inbox {self.channel} subscribed={self.subscribed.is_set()}>"
@@ -64,7 +68,7 @@ class Inbox:
                 self.subscribed.clear()
                 if not isinstance(error, (StoreUnavailable, ProtocolError)):
                     error = self._store.lost(error)
-                await self._store.line.setback(error, "the runtime's channel")
+                await self._store.line.setback(error, f"the channel {self.channel}")
 
     async def _listen(self) -> None:
         pubsub = self._store.pubsub()
@@ -78,7 +82,7 @@ class Inbox:
                 if message is None:
                     # A peer that vanished says nothing, ever: whoever only listens must ask.
                     if asked:
-                        raise driver.TimeoutError("no answer on the runtime's channel")
+                        raise driver.TimeoutError(f"no answer on the channel {self.channel}")
                     silent += 1
                     if self._urgent() or silent >= PATIENCE:
                         asked = True

@@ -73,6 +73,11 @@ def no_key(key: str) -> str | None:
     return f"{shard}{mark}" if mark else None
 
 
+def no_data_key(namespace: str, service: str) -> str:
+    """In the slot of a service's own keys, one that nothing ever writes."""
+    return f"{shard_prefix(namespace, service)}:d"
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Queue:
     """One task in one shard of one service, and the names of its keys; a runtime makes each once."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -52,22 +53,27 @@ def load(name: str, *, plain: bool = False) -> Script:
     `plain` leaves out the shebang line, which fakeredis refuses.
     """
     root = script_root()
-    return read(name, root / f"{name}.lua", root / "include", plain=plain)
+    return read(name, root / f"{name}.lua", [root / "include"], plain=plain)
 
 
 @cache
 def load_file(path: Path, *, plain: bool = False) -> Script:
-    """Read a user's script; what it includes lies in `include` beside it. Raises ConfigError."""
+    """Read a user's script; its includes lie in `include` beside it, or are aioflow's own. Raises ConfigError."""
     try:
-        return read(path.stem, path, path.parent / "include", plain=plain)
+        return read(path.stem, path, [path.parent / "include", script_root() / "include"], plain=plain)
     except OSError as error:
         raise ConfigError(f"script {path}: {error}") from error
 
 
-def read(name: str, path: Path, includes: Path, *, plain: bool) -> Script:
-    """A script with its includes; a header is optional here."""
+def read(name: str, path: Path, folders: Sequence[Path], *, plain: bool) -> Script:
+    """A script with its includes, each from the first folder that has it; a header is optional here."""
+
+    def included(found: re.Match[str]) -> str:
+        files = [folder / f"{found[1]}.lua" for folder in folders]
+        return next((file for file in files if file.is_file()), files[0]).read_text().rstrip()
+
     text = path.read_text()
-    source = INCLUDE.sub(lambda found: (includes / f"{found[1]}.lua").read_text().rstrip(), text)
+    source = INCLUDE.sub(included, text)
     if plain and source.startswith("#!"):
         source = source.partition("\n")[2]
     header = dict(HEADER.findall(text))

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
+import weakref
 from typing import Any
 
-from aiohttp import web
+from aiohttp import WSCloseCode, web
 
 from aioflow.ingress.protocol import ProblemProtocol
 
 LAST_ANSWERS_SECONDS = 0.5
 """What requests in flight get to be answered once nothing new is accepted."""
+CLOSE_SECONDS = 1.0
+"""What the peers of open WebSockets get to answer that they are closed."""
 BACKLOG = 1024
 HOW: dict[str, Any] = {"access_log": None}
+
+
+log = logging.getLogger(__name__)
 
 
 class Ingress:
     """Serves an application until it is closed."""
 
     def __init__(self, application: web.Application) -> None:
+        self._sockets: weakref.WeakSet[web.WebSocketResponse] = weakref.WeakSet()
+        application.on_response_prepare.append(self._note)
         self._runner = web.AppRunner(application, handle_signals=False, shutdown_timeout=LAST_ANSWERS_SECONDS)
         self._listening: asyncio.Server | None = None
 
@@ -40,7 +49,25 @@ class Ingress:
             raise
 
     async def close(self) -> None:
-        """Accept nothing more, let requests in flight be answered, and close all connections."""
+        """Accept nothing more, let requests in flight be answered, and close all connections.
+
+        WebSockets are told that the server goes away (1001); their handlers see the end of their messages.
+        """
         if self._listening is not None:
             self._listening.close()
+        closing = [asyncio.create_task(self._end(each), name="aioflow websocket close") for each in self._sockets]
+        if closing:
+            await asyncio.wait(closing)
         await self._runner.cleanup()
+
+    async def _note(self, _: web.Request, response: web.StreamResponse) -> None:
+        if isinstance(response, web.WebSocketResponse):
+            self._sockets.add(response)
+
+    @staticmethod
+    async def _end(websocket: web.WebSocketResponse) -> None:
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await websocket.close(code=WSCloseCode.GOING_AWAY, message=b"the server stops")
+        except (TimeoutError, OSError, RuntimeError) as error:
+            log.debug("a websocket was not closed in good order: %r", error)

