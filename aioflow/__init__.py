@@ -14,7 +14,6 @@ from aioflow.errors import (
     ResultTimeout,
     StoreUnavailable,
 )
-from aioflow.ingress.app import json_body
 from aioflow.ingress.problems import Problem
 from aioflow.job import Batch, Failure, Handle, Job, JobInfo, State
 from aioflow.policy import Breaker, Discard, Retry, RetryLater
@@ -52,5 +51,4 @@ __all__ = [
     "StoreUnavailable",
     "Task",
     "Timeline",
-    "json_body",
 ]

@@ -3,7 +3,7 @@
 Names only; they are made in `aioflow.ingress`.
 """
 
-from aioflow.ingress.app import body_of, id_of_key, json_response
+from aioflow.ingress.app import id_of_key, json_body, json_response, read_json, read_wait
 from aioflow.ingress.problems import Problem
 from aioflow.ingress.queries import (
     format_time,
@@ -19,16 +19,18 @@ from aioflow.ingress.queries import (
 
 __all__ = [
     "Problem",
-    "body_of",
     "format_time",
     "id_of_key",
+    "json_body",
     "json_response",
     "parse_time",
     "read_choice",
+    "read_json",
     "read_page",
     "read_range",
     "read_seconds",
     "read_time",
+    "read_wait",
     "refuse_unknown",
     "wrong",
 ]

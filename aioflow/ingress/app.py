@@ -128,7 +128,7 @@ class Submission:
         await runtime.admit()
         key = request.headers.get("Idempotency-Key")
         job_id = None if key is None else id_of_key(self._task, key)
-        wait = WAIT.search(",".join(request.headers.getall("Prefer", ())))
+        wait = read_wait(request, self._longest_wait)
         if self._before is None:
             handle = await runtime.submit_json(self._task, await body_of(request), job_id=job_id)
         else:
@@ -137,9 +137,9 @@ class Submission:
         if self._location is not None:
             headers["Location"] = self._location.replace("{id}", handle.id)
         if wait is not None:
-            outcome = await self._outcome(handle, min(float(wait[1]), self._longest_wait))
+            outcome = await self._outcome(handle, wait)
             if outcome is not None:
-                headers["Preference-Applied"] = f"wait={wait[1]}"
+                headers["Preference-Applied"] = f"wait={wait:g}"
                 return web.Response(status=200, body=outcome, headers=headers)
         # An id is hex here, or printable ASCII that needs no escapes.
         return web.Response(
@@ -172,6 +172,21 @@ async def json_body(request: web.Request) -> bytes:
     """
     refuse_other_types(request)
     return await body_of(request)
+
+
+async def read_json(request: web.Request) -> Any:
+    """The body of a request that says that it is JSON, parsed. Raises as `json_body`, and a 400 where it is none."""
+    body = await json_body(request)
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise Problem(400, f"the body is not JSON: {error}") from error
+
+
+def read_wait(request: web.Request, longest: float) -> float | None:
+    """The seconds of `Prefer: wait=SECONDS` (RFC 7240), at most `longest`; None without it."""
+    found = WAIT.search(",".join(request.headers.getall("Prefer", ())))
+    return None if found is None else min(float(found[1]), longest)
 
 
 async def body_of(request: web.Request) -> bytes:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Any
 
 import orjson
 from aiohttp import web
 from pydantic import ValidationError
 
-from aioflow import JobInfo, Problem, Runtime, State, json_body
+from aioflow import JobInfo, Problem, Runtime, State
+from aioflow.web import format_time, json_body
 from services.factors.compute import compute, service
 from services.factors.models import NewQuestion, Question
 
@@ -46,9 +46,9 @@ async def one(request: web.Request, runtime: Runtime) -> dict[str, Any]:
 def _of_job(info: JobInfo) -> dict[str, Any]:
     waits = info.state in (State.SCHEDULED, State.READY)
     shown: dict[str, Any] = {"tracking_id": info.id, "status": "queued" if waits else info.state.value}
-    shown |= {"number": _number(info.payload), "attempt": info.attempt, "submitted_at": _shown(info.submitted_ms)}
+    shown |= {"number": _number(info.payload), "attempt": info.attempt, "submitted_at": format_time(info.submitted_ms)}
     if info.state in (State.DONE, State.DEAD):
-        shown["finished_at"] = _shown(info.at_ms)
+        shown["finished_at"] = format_time(info.at_ms)
     if info.state is State.DONE and info.result is not None:
         shown["result"] = orjson.loads(info.result)
     elif info.state is State.DEAD and info.result is not None:
@@ -63,7 +63,3 @@ def _number(payload: bytes) -> str | None:
         return Question.model_validate_json(payload).number
     except ValidationError:
         return None
-
-
-def _shown(at_ms: int) -> str:
-    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -12,12 +12,13 @@ import orjson
 from aiohttp import web
 
 from aioflow import Problem, Runtime
+from aioflow.web import format_time, read_wait
 from services.moderation.board import Board, Desk, Refused
 from services.moderation.declared import hub_of, service
 from services.moderation.hub import MOST_WATCHES, Hub, Watch
 from services.moderation.models import Ask, Decision, Extension, Item, Moderator
-from services.moderation.params import body_of, wait_of
-from services.moderation.records import shown_decision, shown_lock, shown_ms
+from services.moderation.params import body_of
+from services.moderation.records import shown_decision, shown_lock
 
 LOOK_SECONDS = 1.0
 """A request that waits looks this often, should a message be lost or its client have gone."""
@@ -67,7 +68,7 @@ async def leave(request: web.Request, runtime: Runtime) -> dict[str, Any]:
 async def assignments(request: web.Request, runtime: Runtime) -> dict[str, Any]:
     """What a desk holds, after it was given the next item if it has room; with Prefer: wait once there is one."""
     hub, asking = hub_of(runtime), await body_of(request, Ask)
-    ends = time.monotonic() + wait_of(request, runtime.settings.longest_wait)
+    ends = time.monotonic() + (read_wait(request, runtime.settings.longest_wait) or 0.0)
     check_room(hub)
     watch = Watch(asking.moderator, secrets.token_hex(8))
     with hub.watching(watch):
@@ -124,7 +125,7 @@ async def extended(board: Board, item_id: str, wish: Extension) -> dict[str, Any
         deadline_ms = await board.extend(item_id, wish.token)
     except Refused as refused:
         raise problem_of(refused, item_id) from refused
-    return {"status": "extended", "item": item_id, "expires_at": shown_ms(deadline_ms)}
+    return {"status": "extended", "item": item_id, "expires_at": format_time(deadline_ms)}
 
 
 @service.post("/moderation/items/{id:[^/]+}/decisions")

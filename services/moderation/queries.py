@@ -9,9 +9,10 @@ from aiohttp import web
 
 from aioflow import Page, Problem, Runtime
 from aioflow.timeline import ReadPage
+from aioflow.web import format_time, read_choice, read_range, read_seconds, wrong
 from services.moderation.declared import asked, hub_of, service
 from services.moderation.models import LEVELS, Outcome
-from services.moderation.params import choice_of, page_of, range_of, seconds_of, wrong
+from services.moderation.params import page_of
 from services.moderation.records import (
     DESK_FIELDS,
     ITEM_FIELDS,
@@ -20,7 +21,6 @@ from services.moderation.records import (
     shown_decision,
     shown_desk,
     shown_item,
-    shown_ms,
 )
 
 CLASS = ("category", "language", "level")
@@ -60,7 +60,7 @@ async def one(request: web.Request, runtime: Runtime) -> dict[str, Any]:
     if shown is None:
         raise Problem(404, f"there is no item {item_id}")
     if shown["status"] == "locked" and deadline is not None:
-        shown["expires_at"] = shown_ms(int(deadline))
+        shown["expires_at"] = format_time(int(deadline))
     if "decided_at" in shown and token is not None:
         (record,) = await records_of(runtime, [token.decode()])
         shown |= {} if record is None else {"decision": shown_decision(record)}
@@ -71,7 +71,7 @@ async def one(request: web.Request, runtime: Runtime) -> dict[str, Any]:
 async def overdue(request: web.Request, runtime: Runtime) -> dict[str, Any]:
     """Items that have been undecided for longer than `older_than` seconds, oldest first."""
     hub_of(runtime)
-    until_ms = max(0, runtime.now_ms() - int(seconds_of(request, "older_than", 3600.0) * 1000))
+    until_ms = max(0, runtime.now_ms() - int(read_seconds(request, "older_than", 3600.0) * 1000))
     listed = await page_of(request, reader(runtime, "open"), until_ms=until_ms)
     count = await runtime.timeline_count(service.name, "open", 0, until_ms)
     return {"items": await items_of(runtime, listed), "count": count, "cursor": listed.cursor}
@@ -84,7 +84,7 @@ async def locks(request: web.Request, runtime: Runtime) -> dict[str, Any]:
     listed = await page_of(request, reader(runtime, "locks"))
     deadlines = dict(listed.entries)
     items = await items_of(runtime, listed)
-    shown = [{**item, "expires_at": shown_ms(deadlines[item["id"]])} for item in items if item["status"] == "locked"]
+    shown = [{**item, "expires_at": format_time(deadlines[item["id"]])} for item in items if item["status"] == "locked"]
     return {"locks": shown, "cursor": listed.cursor}
 
 
@@ -92,7 +92,7 @@ async def locks(request: web.Request, runtime: Runtime) -> dict[str, Any]:
 async def desks(request: web.Request, runtime: Runtime) -> dict[str, Any]:
     """Moderators: `state=all` by when they joined, `state=waiting` in the order in which they get the next items."""
     hub_of(runtime)
-    name = {"all": "desks", "waiting": "seats"}[choice_of(request, "state", "all", ("all", "waiting"))]
+    name = {"all": "desks", "waiting": "seats"}[read_choice(request, "state", ("all", "waiting"), "all")]
     listed = await page_of(request, reader(runtime, name))
     names = [moderator for moderator, _ in listed.entries]
     pipeline = runtime.redis.pipeline(transaction=False)
@@ -118,9 +118,9 @@ async def decisions(request: web.Request, runtime: Runtime) -> dict[str, Any]:
     if len(given) > 1:
         raise wrong(given[1], f"use one of {', '.join(FILTERS)} at a time")
     if given == ["outcome"]:
-        choice_of(request, "outcome", "", tuple(Outcome))
+        read_choice(request, "outcome", tuple(Outcome))
     name = f"decisions_by_{given[0]}:{request.query[given[0]]}" if given else "decisions"
-    since_ms, until_ms = range_of(request)
+    since_ms, until_ms = read_range(request)
     listed = await page_of(request, reader(runtime, name), since_ms, until_ms)
     records = await records_of(runtime, [token for token, _ in listed.entries])
     shown = [shown_decision(record) for record in records if record is not None]
@@ -131,7 +131,7 @@ async def decisions(request: web.Request, runtime: Runtime) -> dict[str, Any]:
 async def counts(request: web.Request, runtime: Runtime) -> dict[str, Any]:
     """How many decisions had each outcome in a time range, and how much is there now."""
     hub_of(runtime)
-    since_ms, until_ms = range_of(request)
+    since_ms, until_ms = read_range(request)
     pipeline = runtime.redis.pipeline(transaction=True)
     for outcome in Outcome:
         pipeline.zcount(runtime.key(service, f"decisions_by_outcome:{outcome}"), since_ms, f"({until_ms}")

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 import orjson
 
+from aioflow.web import format_time
 from services.moderation.board import Lock
 
 PLACE_STEP = 2**42
 """A place in line is priority * this + UTC ms."""
 ITEM_FIELDS = ("state", "skill", "level", "place", "author", "moderator", "since", "votes", "skips", "decided")
 DESK_FIELDS = ("skills", "level", "holds", "since", "by", "kind")
-
-
-def shown_ms(at_ms: int) -> str:
-    """UTC ms as RFC 3339."""
-    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def texts(row: Sequence[bytes | None]) -> list[str | None]:
@@ -41,14 +36,14 @@ def shown_item(item_id: str, row: Sequence[bytes | None]) -> dict[str, Any] | No
         "level": int(level or 1),
         "priority": priority,
         "author": author,
-        "submitted_at": shown_ms(submitted_ms),
+        "submitted_at": format_time(submitted_ms),
         "votes": len((votes or "").splitlines()),
         "skips": int(skips or 0),
     }
     if state == "assigned" and since is not None:
-        shown |= {"moderator": moderator, "assigned_at": shown_ms(int(since))}
+        shown |= {"moderator": moderator, "assigned_at": format_time(int(since))}
     if decided is not None:
-        shown["decided_at"] = shown_ms(int(decided))
+        shown["decided_at"] = format_time(int(decided))
     return shown
 
 
@@ -65,8 +60,8 @@ def shown_lock(lock: Lock) -> dict[str, Any]:
         "priority": item["priority"],
         "level": lock.level,
         "votes": lock.votes,
-        "assigned_at": shown_ms(lock.since_ms),
-        "expires_at": shown_ms(lock.deadline_ms),
+        "assigned_at": format_time(lock.since_ms),
+        "expires_at": format_time(lock.deadline_ms),
     }
 
 
@@ -85,7 +80,7 @@ def shown_desk(name: str, row: Sequence[bytes | None], held: int, place: int | N
         "waiting": place is not None,
     }
     if place is not None and since:
-        shown |= {"place": place, "waiting_since": shown_ms(int(since)), "waiting_seconds": age(int(since), now_ms)}
+        shown |= {"place": place, "waiting_since": format_time(int(since)), "waiting_seconds": age(int(since), now_ms)}
     return shown
 
 
@@ -102,8 +97,8 @@ def shown_decision(record: Mapping[str, str]) -> dict[str, Any]:
         "category": category,
         "language": language,
         "level": int(record["level"]),
-        "assigned_at": shown_ms(assigned_ms),
-        "decided_at": shown_ms(decided_ms),
+        "assigned_at": format_time(assigned_ms),
+        "decided_at": format_time(decided_ms),
         "took_seconds": (decided_ms - assigned_ms) / 1000,
     }
     if record["reason"]:

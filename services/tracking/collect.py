@@ -17,7 +17,7 @@ from aiohttp import web
 from pydantic import ValidationError
 
 from aioflow import AioflowError, Handle, IdConflict, Runtime
-from aioflow.web import Problem, body_of, id_of_key, json_response, wrong
+from aioflow.web import Problem, id_of_key, json_response, read_json, wrong
 from services.tracking.models import (
     BYTES_OF_JOB,
     EVENTS_OF_JOB,
@@ -49,13 +49,8 @@ class Part:
 @service.post("/track")
 async def track(request: web.Request, runtime: Runtime) -> web.Response:
     """Take one event, or an array of up to 1,000."""
-    if request.content_type != "application/json":
-        raise Problem(415, f"send application/json, not {request.headers.get('Content-Type', 'a body without a type')}")
     await runtime.admit()
-    try:
-        body = orjson.loads(await body_of(request))
-    except orjson.JSONDecodeError as error:
-        raise Problem(400, f"the body is not JSON: {error}") from error
+    body = await read_json(request)
     key = request.headers.get("Idempotency-Key")
     job_id = None if key is None else id_of_key(store, key)
     if isinstance(body, list):

@@ -8,11 +8,10 @@ from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import orjson
 from aiohttp import web
 
 from aioflow import Runtime
-from aioflow.web import Problem, body_of, json_response, read_choice, read_page, read_range, refuse_unknown, wrong
+from aioflow.web import Problem, json_response, read_choice, read_json, read_page, read_range, refuse_unknown, wrong
 from services.tracking import queries
 from services.tracking.database import DatabaseAway, RowRefused, TooSlow
 from services.tracking.models import CHANGE
@@ -91,12 +90,7 @@ async def change(request: web.Request, runtime: Runtime) -> Shown:
     """Change fields of a request, such as an address that is to be forgotten."""
     tracking = allowed(request, runtime)
     key = _key(request)
-    if request.content_type != "application/json":
-        raise Problem(415, "send application/json")
-    try:
-        body = orjson.loads(await body_of(request))
-    except orjson.JSONDecodeError as error:
-        raise Problem(400, f"the body is not JSON: {error}") from error
+    body = await read_json(request)
     if not isinstance(body, dict) or not body:
         raise wrong("body", "send an object with the fields to be changed")
     given: dict[str, Any] = dict(CHANGE.validate_python(body))

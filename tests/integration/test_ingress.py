@@ -18,12 +18,13 @@ from aiohttp import web
 from pydantic import AfterValidator, BaseModel
 from redis.asyncio import Redis
 
-from aioflow import ConfigError, Problem, Runtime, Service, json_body
+from aioflow import ConfigError, Problem, Runtime, Service
 from aioflow.cli.serve import bind
 from aioflow.engine import claimer
 from aioflow.ingress.app import make_app
 from aioflow.ingress.server import Ingress
 from aioflow.settings import load_settings
+from aioflow.web import json_body
 from tests.serving import Serve
 from tests.valkey import Valkey
 from tests.waiting import wait_until
