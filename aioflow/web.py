@@ -4,7 +4,7 @@ Names only; they are made in `aioflow.ingress`.
 """
 
 from aioflow.ingress.app import id_of_key, json_body, json_response, read_json, read_wait
-from aioflow.ingress.problems import Problem
+from aioflow.ingress.problems import Problem, message_of
 from aioflow.ingress.queries import (
     format_time,
     parse_time,
@@ -23,6 +23,7 @@ __all__ = [
     "id_of_key",
     "json_body",
     "json_response",
+    "message_of",
     "parse_time",
     "read_choice",
     "read_json",

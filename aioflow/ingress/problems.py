@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
@@ -118,7 +119,7 @@ def problem_of(error: Exception) -> Problem:
 def _validation_problem(error: ValidationError) -> Problem:
     found = error.errors(include_url=False, include_context=False, include_input=False)
     errors = [
-        (".".join(str(part) for part in item["loc"])[:LONGEST_FIELD] or "body", _message(item["type"], item["msg"]))
+        (".".join(str(part) for part in item["loc"])[:LONGEST_FIELD] or "body", message_of(item))
         for item in found[:MOST_ERRORS]
     ]
     if {item["type"] for item in found} <= {"json_invalid"}:
@@ -128,9 +129,10 @@ def _validation_problem(error: ValidationError) -> Problem:
     return Problem(422, named + more, errors=errors)
 
 
-def _message(kind: str, message: str) -> str:
-    """What a validator of the service's own said is for the client, that it raised a ValueError is not."""
-    return message.removeprefix("Value error, ") if kind == "value_error" else message
+def message_of(error: Mapping[str, Any]) -> str:
+    """What one of pydantic's errors says to a client: a validator's own words, not that it raised a ValueError."""
+    message: str = error["msg"]
+    return message.removeprefix("Value error, ") if error["type"] == "value_error" else message
 
 
 def _sendable(text: str) -> str:

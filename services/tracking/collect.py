@@ -17,7 +17,7 @@ from aiohttp import web
 from pydantic import ValidationError
 
 from aioflow import AioflowError, Handle, IdConflict, Runtime
-from aioflow.web import Problem, id_of_key, json_response, read_json, wrong
+from aioflow.web import Problem, id_of_key, json_response, message_of, read_json, wrong
 from services.tracking.models import (
     BYTES_OF_JOB,
     EVENTS_OF_JOB,
@@ -115,7 +115,7 @@ async def _parts(items: list[Any]) -> tuple[list[Part], list[dict[str, Any]]]:
         except ValidationError as error:
             first = error.errors(include_url=False, include_context=False, include_input=False)[0]
             field = ".".join(map(str, first["loc"]))[:MOST_MESSAGE]
-            errors.append({"index": position, "field": field, "message": first["msg"][:MOST_MESSAGE]})
+            errors.append({"index": position, "field": field, "message": message_of(first)[:MOST_MESSAGE]})
             continue
         if not parts or len(event) > room or len(parts[-1].events) == EVENTS_OF_JOB:
             parts.append(Part([], []))

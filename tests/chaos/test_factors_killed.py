@@ -190,7 +190,9 @@ async def test_every_answer_is_posted_back_whatever_is_killed(valkey: Valkey, na
             assert not any(info.crashes for info in infos)
 
             notes = notes_in(journal)
-            assert [noted.what for noted in notes if noted.job_id == victim.job_id] == ["begin", "begin", "end"]
+            died, *cut_short, again, ended = [noted for noted in notes if noted.job_id == victim.job_id]
+            assert [noted.what for noted in (died, again, ended)] == ["begin", "begin", "end"]
+            assert all((noted.what, noted.runtime) == ("begin", frozen.runtime) for noted in cut_short), "by the stop"
             first, again, _ = [noted for noted in notes if noted.job_id == frozen.job_id]
             assert (first.runtime, again.what) == (frozen.runtime, "begin")
             assert again.runtime != first.runtime, "what the stop has cut short went on elsewhere"

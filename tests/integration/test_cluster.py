@@ -30,6 +30,7 @@ from aioflow.testing.draining import drain
 from services.payments.api import service as payments
 from tests.cluster import PASSWORD, Cluster, Node, free_ports
 from tests.integration.scripts.state import new
+from tests.receiver import SECRET
 from tests.services.test_payments_api import served
 from tests.serving import ROOT
 from tests.valkey import Valkey
@@ -208,7 +209,7 @@ async def test_the_command_line_takes_its_url(cluster: Cluster, namespace: str) 
             *(sys.executable, "-m", "aioflow", *words, "--redis", cluster.url, "--json"),
             stdout=asyncio.subprocess.PIPE,
             stdin=asyncio.subprocess.DEVNULL,
-            env={**os.environ, "AIOFLOW_NAMESPACE": namespace},
+            env={**os.environ, "AIOFLOW_NAMESPACE": namespace, "AIOFLOW_DELIVERY_SECRETS": SECRET},
             cwd=ROOT,
         )
         out, _ = await process.communicate()

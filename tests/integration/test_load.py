@@ -395,7 +395,7 @@ async def test_payments_are_accounted_for_by_their_locations_or_their_records(
     load: Load, valkey: Valkey, namespace: str
 ) -> None:
     environment = {**SURE, "AIOFLOW_NAMESPACE": namespace}
-    serve = Serve("--redis", valkey.url, "--port", "0", environment=environment)
+    serve = Serve("services.payments:service", "--redis", valkey.url, "--port", "0", environment=environment)
     try:
         await serve.start()
         arguments = ("payments.charge", PAYMENT, "--url", f"{serve.url}/payments", "--jobs", "50", "--json")
