@@ -1,0 +1,133 @@
+"""`python -m tests.chaos.submitter`: a process that submits until it is ended, and notes each receipt it was given.
+
+A line of its log is a kind and a name, a space between them, written before anything else is done. Whatever has no
+receipt is submitted again under the same name. Half of the work goes through a runtime of its own, half over HTTP.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import random
+import signal
+import time
+from typing import Any
+
+import aiohttp
+import uvloop
+
+from aioflow import AioflowError, Runtime
+from tests.chaos.work import Order, die, sell, shop
+
+DEEDS = ["fail"] * 20 + ["sleep"] * 5 + ["block"] * 2
+"""Of a thousand orders."""
+PAUSE = 0.05
+"""Seconds before somebody who got no receipt asks again."""
+
+
+class Submitter:
+    """Many concurrent submitters. `life` makes the names of this process' work unlike those of any other."""
+
+    def __init__(self, life: str, seed: int, log: int, ports: list[int], deadly: float) -> None:
+        self._life = life
+        self._drawn = random.Random(f"{seed} {life}")
+        self._log = log
+        self._ports = ports
+        self._deadly = deadly
+        self._number = 0
+        self.ending = asyncio.Event()
+
+    def _name(self) -> str:
+        self._number += 1
+        return f"{self._life}-{self._number}"
+
+    def _received(self, kind: str, name: str) -> None:
+        os.write(self._log, f"{kind} {name}\n".encode())
+
+    async def orders(self, runtime: Runtime, pace: float) -> None:
+        """Submit one order after the other, at most one in so many seconds."""
+        while not self.ending.is_set():
+            due = time.monotonic() + pace
+            name, chance = self._name(), self._drawn.randrange(1000)
+            if self._drawn.random() < self._deadly:
+                await self._until_received("die", name, lambda name=name: runtime.submit(die, name, id=name))
+                continue
+            delay = self._drawn.choice([0.1, 1.0, 3.0]) if chance % 10 == 9 else 0.0
+            due_ms = int((time.time() + delay) * 1000) if delay else 0
+            deed: Any = DEEDS[chance] if chance < len(DEEDS) else ""
+            order = Order(name=name, deed=deed, due_ms=due_ms)
+            priority = self._drawn.choice([0, 4, 4, 9])
+            await self._until_received(
+                "order",
+                name,
+                lambda name=name, order=order, delay=delay, priority=priority: runtime.submit(
+                    sell, order, id=name, delay=delay, priority=priority
+                ),
+            )
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
+
+    async def _until_received(self, kind: str, name: str, submit: Any) -> None:
+        while not self.ending.is_set():
+            try:
+                await submit()
+            except AioflowError:
+                await asyncio.sleep(PAUSE)
+            else:
+                self._received(kind, name)
+                return
+
+    async def payments(self, session: aiohttp.ClientSession, pace: float) -> None:
+        """Post one payment after the other to whichever process answers."""
+        while not self.ending.is_set():
+            due = time.monotonic() + pace
+            name = self._name()
+            while not self.ending.is_set():
+                if await self._post(session, name):
+                    break
+                await asyncio.sleep(PAUSE)
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
+
+    async def _post(self, session: aiohttp.ClientSession, name: str) -> bool:
+        body = {"payer_id": f"payer-{self._number % 50}", "recipient_id": "shop", "amount": 100}
+        url = f"http://127.0.0.1:{self._drawn.choice(self._ports)}/payments"
+        try:
+            async with session.post(url, json=body, headers={"Idempotency-Key": name}) as answer:
+                if answer.status != 202:
+                    return False
+                self._received("payment", (await answer.json())["tracking_id"])
+                return True
+        except (aiohttp.ClientError, TimeoutError):
+            return False
+
+
+async def run(options: argparse.Namespace) -> None:
+    """Submit until a SIGTERM."""
+    log = os.open(options.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    submitter = Submitter(options.life, options.seed, log, options.ports, options.deadly)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, submitter.ending.set)
+    timeout = aiohttp.ClientTimeout(total=10)
+    runtime = Runtime([shop], redis=options.redis, namespace=options.namespace, workers=False)
+    async with runtime, aiohttp.ClientSession(timeout=timeout) as session, asyncio.TaskGroup() as tasks:
+        for _ in range(options.submitters):
+            tasks.create_task(submitter.orders(runtime, options.pace))
+            tasks.create_task(submitter.payments(session, 4 * options.pace))
+
+
+def main() -> None:
+    """What the run passes."""
+    options = argparse.ArgumentParser(prog="python -m tests.chaos.submitter")
+    options.add_argument("--redis", required=True)
+    options.add_argument("--namespace", required=True)
+    options.add_argument("--log", required=True)
+    options.add_argument("--life", required=True)
+    options.add_argument("--seed", type=int, required=True)
+    options.add_argument("--ports", type=int, nargs="+", required=True)
+    options.add_argument("--submitters", type=int, default=20)
+    options.add_argument("--pace", type=float, default=0.1)
+    options.add_argument("--deadly", type=float, default=0.0)
+    uvloop.run(run(options.parse_args()))
+
+
+if __name__ == "__main__":
+    main()
