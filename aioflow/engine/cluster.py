@@ -17,12 +17,11 @@ from collections.abc import Set as AbstractSet
 from functools import lru_cache
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import urlsplit
 
 from redis import exceptions as driver
 from redis.crc import key_slot
 
-from aioflow.engine.sentinel import HOST, login_of
+from aioflow.engine.sentinel import HOST, login_of, split
 from aioflow.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -43,10 +42,7 @@ Address = tuple[str, int]
 
 def parse(url: str) -> tuple[list[Address], dict[str, str]]:
     """The seeds and the login that a URL names. Raises ConfigError, which shows nothing of what may be a password."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        parts = urlsplit(f"{SCHEME}:")
+    parts = split(url)
     account, _, hosts = parts.netloc.rpartition("@")
     found = [HOST.fullmatch(host) for host in hosts.split(",")]
     seeds = [(host["host"].strip("[]"), int(host["port"] or DEFAULT_PORT)) for host in found if host]

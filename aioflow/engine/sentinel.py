@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote
 
 from redis import exceptions as driver
 from redis.asyncio.connection import Connection
@@ -27,6 +27,16 @@ OPTIONS = {"sentinel_username", "sentinel_password"}
 HOST = re.compile(r"(?P<host>\[[0-9a-fA-F:]+\]|[^:\[\]]+)(:(?P<port>[0-9]{1,5}))?")
 
 
+URL = re.compile(r"([^:/?#]+):(?://([^/?#]*))?([^?#]*)(?:\?([^#]*))?(?:#(.*))?")
+"""RFC 3986, appendix B. urlsplit takes one host alone in brackets, since the Python releases of 2024."""
+
+
+def split(url: str) -> SplitResult:
+    """The parts of a URL that may name several hosts; all empty where it is none."""
+    found = URL.fullmatch(url)
+    return SplitResult(*(found.groups(default="") if found else ("", "", "", "", "")))
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """What a URL says: where the Sentinels are, what they call the server, and how to log in to both."""
@@ -39,10 +49,7 @@ class Place:
 
 def parse(url: str) -> Place:
     """Read a URL. Raises ConfigError, which shows nothing of what may be a password."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        parts = urlsplit(f"{SCHEME}:")
+    parts = split(url)
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     account, _, hosts = parts.netloc.rpartition("@")
     found = [HOST.fullmatch(host) for host in hosts.split(",")]
