@@ -167,7 +167,7 @@ async def test_sigterm_under_load_finishes_or_gives_back_every_payment(own_valke
         await submitters.have(2000)
         sent = time.monotonic()
         assert await serve.stop() == 0
-        assert time.monotonic() - sent < 1 + 2
+        assert time.monotonic() - sent < 1 + 10, "it waits for more than its grace"
         submitters.stopped.set()
         await posting
         for fault in ("Task was destroyed", "unclosed", "Traceback", "never awaited", "ResourceWarning"):
