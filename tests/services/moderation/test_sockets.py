@@ -53,6 +53,16 @@ async def test_what_cannot_be_taken_is_said_and_the_desk_goes_on(api: Api) -> No
         await ann.expect("assignment")
 
 
+async def test_a_problem_is_said_in_the_words_of_http(api: Api) -> None:
+    decision = {"token": "ab.1", "decision": "reject"}
+    by_http = await api.post("/moderation/items/i1/decisions", decision)
+    async with api.desk() as ann:
+        await ann.say("decide", item="i1", **decision)
+        problem = await ann.expect("problem")
+    assert problem["detail"] == by_http.body["detail"] == "reason: it is needed to reject"
+    assert problem["errors"] == by_http.body["errors"]
+
+
 @pytest.mark.parametrize(
     "message", [{"type": "leave"}, {"type": "join", "name": "ann"}, {"type": "join", **ANN, "level": 9}]
 )
