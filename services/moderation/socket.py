@@ -118,7 +118,8 @@ class Session:
                 await self._refuse(problem(error), message.data)
             except Problem as refusal:
                 await self._refuse(refusal, message.data)
-            except StoreUnavailable as error:
+            except (StoreUnavailable, ProtocolError) as error:
+                log.warning("a message of %s could not be taken: %s", watch.name, error)
                 await self._refuse(Problem(503, str(error)), message.data)
             if self._left:
                 await self._websocket.close()
