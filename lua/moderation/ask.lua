@@ -31,10 +31,11 @@ if desk.held > 0 then -- this request is shown it: another whose client has gone
     write('HSET', prefix .. 'item:' .. id, 'by', by)
   end
 end
-serve_desk(desk)
+serve_desk(desk, resume_walk(desk))
 if desk.by ~= '' and (wait_ms == 0 or not has_room(desk)) then
   desk.by = ''
-  unseat(desk)
+  leave_walk(desk)
+  leave_seat(desk)
 end
 if desk.by == '' then
   write('ZREM', asks, moderator)

@@ -299,6 +299,37 @@ async def test_a_walk_that_finds_nothing_ends(board: Board, bare_runtime: Runtim
     assert names == []
 
 
+@pytest.mark.parametrize("wait_ms", [0, 1000])
+async def test_a_request_goes_on_with_the_search_that_one_before_left(
+    board: Board, clock: Clock, bare_runtime: Runtime, wait_ms: int
+) -> None:
+    for number in range(450):
+        await board.submit(item(f"own-{number:03}", author="ann"), BODY)
+    await board.submit(item("other", priority=9), BODY)
+    await board.join(moderator("ann"))
+    for asked in range(3):
+        assert await held(board, "ann") == []
+        await board.ask("ann", f"r{asked}", wait_ms)
+        await board.rest("ann", f"r{asked}", 600_000)
+    assert await held(board, "ann") == ["other"]
+    names = [key async for key in bare_runtime.redis.scan_iter(f"{bare_runtime.key(bare, 'walk')}*")]
+    assert names == []
+
+
+async def test_what_came_back_between_two_requests_is_found(board: Board, bare_runtime: Runtime) -> None:
+    for number in range(250):
+        await board.submit(item(f"own-{number:03}", author="ann"), BODY)
+    await board.join(moderator("ann"))
+    await board.ask("ann", "r1", 0)
+    await board.submit(item("early", priority=0), BODY)
+    await board.ask("ann", "r2", 60_000)
+    await board.tick(20, judges=True)
+    assert await held(board, "ann") == ["early"]
+    await board.leave("ann")
+    names = [key async for key in bare_runtime.redis.scan_iter(f"{bare_runtime.key(bare, 'walk')}*")]
+    assert names == []
+
+
 async def test_an_item_may_be_skipped_a_hundred_times(board: Board) -> None:
     await board.submit(item("i1"), BODY)
     for number in range(101):
