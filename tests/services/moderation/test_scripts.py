@@ -254,6 +254,19 @@ async def test_a_request_that_is_dropped_waits_no_longer(board: Board) -> None:
     assert await held(board, "ann") == []
 
 
+async def test_what_is_put_off_does_not_touch_the_lock_of_whoever_has_the_item_now(stage: Stage, clock: Clock) -> None:
+    board, redis, prefix = stage.board, stage.redis, stage.prefix
+    await board.leave("ann")  # i1 goes to ben
+    await board.join(moderator("ben", "spam", "odd"), "w2", 600_000)
+    await board.join(moderator("eve"), "w6", 600_000)
+    await stage.plant(f"{prefix}head:odd:en:1", b"string")
+    clock.ms += board.settings.lock_ms + 1
+    ticked = await board.tick(20, judges=True)
+    assert "foreign head" in ticked.failure
+    assert await held(board, "eve") == ["i1"]
+    assert await redis.zscore(f"{prefix}locks", "i1") == clock.ms + board.settings.lock_ms
+
+
 # ---- bounds
 
 
