@@ -312,6 +312,18 @@ async def test_a_walk_that_finds_nothing_ends(board: Board, bare_runtime: Runtim
     assert names == []
 
 
+async def test_a_desk_is_kept_for_as_long_as_a_request_waits(make_board: MakeBoard, clock: Clock) -> None:
+    board = make_board(idle=1)
+    await board.join(moderator("ann"))
+    await board.ask("ann", "r1", 30_000)
+    clock.ms += 29_000
+    await board.tick(20, judges=True)
+    await board.submit(item("i1"), BODY)
+    assert await held(board, "ann") == ["i1"]
+    clock.ms += 2_001
+    assert (await board.tick(20, judges=True)).left == 1
+
+
 @pytest.mark.parametrize("wait_ms", [0, 1000])
 async def test_a_request_goes_on_with_the_search_that_one_before_left(
     board: Board, clock: Clock, bare_runtime: Runtime, wait_ms: int
