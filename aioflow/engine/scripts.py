@@ -16,6 +16,7 @@ from pathlib import Path
 from aioflow.errors import ConfigError
 
 INCLUDE = re.compile(r"^--@include (\w+)$", re.MULTILINE)
+UNRESOLVED = re.compile(r"^\s*--\s*@include\b.*$", re.MULTILINE)
 HEADER = re.compile(r"^-- (KEYS|ARGV|Returns|Guards|Repeat|Cost): (.+)$", re.MULTILINE)
 
 
@@ -61,19 +62,26 @@ def load_file(path: Path, *, plain: bool = False) -> Script:
     """Read a user's script; its includes lie in `include` beside it, or are aioflow's own. Raises ConfigError."""
     try:
         return read(path.stem, path, [path.parent / "include", script_root() / "include"], plain=plain)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         raise ConfigError(f"script {path}: {error}") from error
 
 
 def read(name: str, path: Path, folders: Sequence[Path], *, plain: bool) -> Script:
-    """A script with its includes, each from the first folder that has it; a header is optional here."""
+    """A script with its includes, each from the first folder that has it; a header is optional here.
+
+    Raises ConfigError for a line that looks like an include and is none.
+    """
 
     def included(found: re.Match[str]) -> str:
         files = [folder / f"{found[1]}.lua" for folder in folders]
-        return next((file for file in files if file.is_file()), files[0]).read_text().rstrip()
+        return next((file for file in files if file.is_file()), files[0]).read_text("utf-8").rstrip()
 
-    text = path.read_text()
+    text = path.read_text("utf-8")
     source = INCLUDE.sub(included, text)
+    if unresolved := UNRESOLVED.search(source):
+        # Lua would take it for a comment, and miss what it stands for only on the path that uses it.
+        message = "write --@include NAME of letters, digits and _, alone on its line, and not in an include"
+        raise ConfigError(f"script {path}: {unresolved[0].strip()!r} includes nothing: {message}")
     if plain and source.startswith("#!"):
         source = source.partition("\n")[2]
     header = dict(HEADER.findall(text))

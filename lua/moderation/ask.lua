@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- ask: lets a desk without a WebSocket have the next item, or wait for one for as long as a request does.
 -- KEYS: totals hash, waiting zset, locks zset, seats zset, asks zset, walks zset, log stream, beats zset
--- ARGV: clock_ms (ms, 0: server time), nonce (of the caller's process, begins new tokens), lock_ms (ms), moderator, by (the request), home (process that hears of changes), wait_ms (ms, 0: not at all), keep_ms (ms until the desk is left unless it asks again)
+-- ARGV: clock_ms (ms, 0: server time), nonce (of the caller's process, begins new tokens), lock_ms (ms), moderator, by (the request), home (process that hears of changes), wait_ms (ms, 0: not at all), keep_ms (ms after the wait until the desk is left unless it asks again)
 -- Returns: 1 | 0 no such desk | -1 it has a WebSocket
 -- Guards: I2 I8 I9
 -- Repeat: may give one item more, to a desk that may hold several
@@ -25,16 +25,17 @@ if desk.by ~= '' then
   tell(desk.home, moderator)
 end
 desk.kind, desk.by, desk.home = 'http', by, home
-write('ZADD', beats, whole(now_ms + keep_ms), moderator)
+write('ZADD', beats, whole(now_ms + wait_ms + keep_ms), moderator)
 if desk.held > 0 then -- this request is shown it: another whose client has gone gives it back no more
   for _, id in ipairs(redis.call('ZRANGE', prefix .. 'held:' .. moderator, 0, 15)) do
     write('HSET', prefix .. 'item:' .. id, 'by', by)
   end
 end
-serve_desk(desk)
+serve_desk(desk, resume_walk(desk))
 if desk.by ~= '' and (wait_ms == 0 or not has_room(desk)) then
   desk.by = ''
-  unseat(desk)
+  leave_walk(desk)
+  leave_seat(desk)
 end
 if desk.by == '' then
   write('ZREM', asks, moderator)

@@ -26,7 +26,7 @@ end
 write('HSET', prefix .. 'desk:' .. moderator, 'skills', skills, 'level', level, 'holds', holds)
 local desk = {
   name = moderator, key = prefix .. 'desk:' .. moderator, by = by, kind = kind, home = home, skills = {}, level = level,
-  holds = holds, since = '', version = before and before.version or 0, walks = false,
+  holds = holds, since = '', version = before and before.version or 0, walks = false, partial = false, left = false,
   held = before and before.held or redis.call('ZCARD', prefix .. 'held:' .. moderator),
 }
 for skill in string.gmatch(skills, '%S+') do

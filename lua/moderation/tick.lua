@@ -36,7 +36,10 @@ local function try(set, name, step)
   end
   forget()
   failure = type(answer) == 'table' and answer.err or answer
-  redis.call('ZADD', set, whole(now_ms + PUT_OFF_MS), name)
+  local score = tonumber(redis.call('ZSCORE', set, name) or now_ms + 1)
+  if score <= now_ms then -- a part of the step may have been made, and an expired item be under another's lock by now
+    redis.call('ZADD', set, whole(now_ms + PUT_OFF_MS), name)
+  end
 end
 
 local function expire(id)

@@ -166,7 +166,7 @@ class Board:
         """What time brings, at most `limit` of each."""
         words = (self.nonce, self.settings.lock_ms, limit, int(judges), RETELL_MS)
         more, expired, left, failure, *tokens = await self._run("tick", *words)
-        return Tick(bool(more), expired, left, failure.decode(), [token.decode() for token in tokens])
+        return Tick(bool(more), expired, left, failure.decode(), [token.decode(errors="replace") for token in tokens])
 
     async def untold(self, token: str) -> dict[str, str] | None:
         """The record of a decision whose result is still to be told, empty where it is kept no longer; else None."""

@@ -7,6 +7,8 @@ emits the result in one step with its own end. So a result is told once: a secon
 
 from __future__ import annotations
 
+import logging
+import re
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -18,8 +20,11 @@ from aioflow import Job, Problem, Retry, RetryLater, Runtime, Service, StoreUnav
 from aioflow.delivery import Delivery
 from services.moderation.board import SCRIPTS, Board
 from services.moderation.hub import Hub
+from services.moderation.models import LOCK_ID
 from services.moderation.records import shown_decision
 from services.moderation.settings import load_settings
+
+log = logging.getLogger(__name__)
 
 WAIT_FOR_SETTING = 60.0
 
@@ -29,7 +34,10 @@ async def lifespan(runtime: Runtime) -> AsyncIterator[Hub]:
     """The hub of this process, with its loops."""
 
     async def hand_on(tokens: list[str]) -> None:
-        await runtime.submit_many(tell, tokens, ids=tokens)
+        ours = [token for token in tokens if re.fullmatch(LOCK_ID, token)]
+        if len(ours) < len(tokens):
+            log.warning("moderation: %d entries of untold are no tokens of decisions", len(tokens) - len(ours))
+        await runtime.submit_many(tell, ours, ids=ours)
 
     board = Board(runtime, scripts, load_settings(), secrets.token_hex(6))
     hub = Hub(runtime, service, board, hand_on)

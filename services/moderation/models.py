@@ -55,7 +55,8 @@ def _after_epoch(value: datetime) -> datetime:
 ItemId = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_printable)]
 PersonId = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_printable)]
 Name = Annotated[str, Field(pattern=NAME)]
-Token = Annotated[str, Field(pattern=r"^[0-9a-f]{1,32}\.[0-9]{1,16}$")]
+LOCK_ID = r"^[0-9a-f]{1,32}\.[0-9]{1,16}$"
+Token = Annotated[str, Field(pattern=LOCK_ID)]
 Level = Annotated[int, Field(ge=1, le=LEVELS)]
 Moment = Annotated[AwareDatetime, BeforeValidator(_moment), AfterValidator(_after_epoch), Field(strict=False)]
 

@@ -16,6 +16,7 @@ from aiohttp import WSCloseCode, WSMsgType, web
 from pydantic import Field, TypeAdapter, ValidationError
 
 from aioflow import Problem, ProtocolError, Runtime, StoreUnavailable
+from aioflow.web import message_of
 from services.moderation.board import Lock
 from services.moderation.declared import hub_of, service
 from services.moderation.hub import Hub, Watch
@@ -117,7 +118,8 @@ class Session:
                 await self._refuse(problem(error), message.data)
             except Problem as refusal:
                 await self._refuse(refusal, message.data)
-            except StoreUnavailable as error:
+            except (StoreUnavailable, ProtocolError) as error:
+                log.warning("a message of %s could not be taken: %s", watch.name, error)
                 await self._refuse(Problem(503, str(error)), message.data)
             if self._left:
                 await self._websocket.close()
@@ -205,5 +207,7 @@ def problem(error: ValidationError) -> Problem:
     """A message that is none of ours, as the ingress says it of a body."""
     found = error.errors(include_url=False, include_context=False, include_input=False)[:20]
     paths = [item["loc"][1:] if item["loc"][:1] and item["loc"][0] in TYPES else item["loc"] for item in found]
-    fields = [(".".join(map(str, path)) or "message", item["msg"]) for path, item in zip(paths, found, strict=True)]
+    fields = [
+        (".".join(map(str, path)) or "message", message_of(item)) for path, item in zip(paths, found, strict=True)
+    ]
     return Problem(422, "; ".join(f"{field}: {message}" for field, message in fields), errors=fields)

@@ -252,6 +252,26 @@ async def test_at_maxmemory_it_is_refused_unless_it_says_that_it_may_run(
         assert await adds(["n"]) == 1
 
 
+@pytest.mark.parametrize("line", ["--@include my-part", "-- @include leaf", "  --@include leaf", "--@include nested"])
+async def test_an_include_that_is_not_resolved_is_no_comment(
+    namespace: str, service: Service, write: Write, line: str
+) -> None:
+    write("include/leaf.lua", "local function leaf() return 1 end")
+    write("include/nested.lua", "--@include leaf")
+    script = service.script(write("outer.lua", line, "return 1"))
+    async with Runtime([service], redis="memory:", namespace=namespace, workers=False):
+        with pytest.raises(ConfigError, match="includes nothing: write --@include NAME"):
+            await script(["key"])
+
+
+async def test_a_script_is_utf8_and_what_is_none_is_said(namespace: str, service: Service, tmp_path: Path) -> None:
+    (tmp_path / "latin.lua").write_bytes("return 'größer'".encode("latin-1"))
+    script = service.script(tmp_path / "latin.lua")
+    async with Runtime([service], redis="memory:", namespace=namespace, workers=False):
+        with pytest.raises(ConfigError, match=r"latin\.lua.*utf-8"):
+            await script(["key"])
+
+
 async def test_includes_and_a_shebang_work_in_memory_as_well(
     redis_url: str, namespace: str, service: Service, write: Write, tmp_path: Path
 ) -> None:

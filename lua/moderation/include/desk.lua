@@ -13,7 +13,8 @@ local function read_desk(moderator)
   end
   local desk = {
     name = moderator, key = key, by = row[1], kind = row[2], home = row[3], skills = {}, level = tonumber(row[5]),
-    holds = tonumber(row[6]), since = row[7], version = tonumber(row[8]), walks = row[9] == '1',
+    holds = tonumber(row[6]), since = row[7], version = tonumber(row[8]),
+    walks = row[9] == '1' or row[9] == '3', partial = row[9] == '3', left = row[9] == '2',
     held = redis.call('ZCARD', prefix .. 'held:' .. moderator),
   }
   seen(prefix .. 'held:' .. moderator, 'zset')
@@ -37,15 +38,29 @@ local function seat(desk)
 end
 
 local function stop_walk(desk)
-  if desk.walks then
-    desk.walks = false
+  if desk.walks or desk.left then
+    desk.walks, desk.partial, desk.left = false, false, false
     write('ZREM', walks, desk.name)
     write('DEL', prefix .. 'walk:' .. desk.name)
   end
 end
 
-local function unseat(desk)
-  stop_walk(desk)
+-- A request that waits no longer leaves its walk to the next one: else whoever asks without waiting comes no further.
+local function leave_walk(desk)
+  if desk.walks then
+    desk.walks, desk.partial, desk.left = false, false, true
+    write('ZREM', walks, desk.name)
+  end
+end
+
+local function resume_walk(desk)
+  if desk.left then
+    desk.walks, desk.partial, desk.left = true, true, false
+  end
+  return desk.walks
+end
+
+local function leave_seat(desk)
   if desk.since ~= '' then
     desk.since = ''
     write('ZREM', seats, desk.name)
@@ -53,6 +68,11 @@ local function unseat(desk)
       write('ZREM', prefix .. 'seats:' .. skill .. ':' .. desk.level, desk.name)
     end
   end
+end
+
+local function unseat(desk)
+  stop_walk(desk)
+  leave_seat(desk)
 end
 
 -- Written with the rest of the step, as it is then.
@@ -71,7 +91,8 @@ local function end_wait(desk, by)
     return false
   end
   desk.by = ''
-  unseat(desk)
+  leave_walk(desk)
+  leave_seat(desk)
   write('ZREM', asks, desk.name)
   save_desk(desk)
   return true

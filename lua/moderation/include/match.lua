@@ -3,7 +3,8 @@
 -- the heads of the seats that may take it, at most 5. Both pass over what must not meet (an item's author, and whoever skipped it, voted
 -- on it or escalated it, as fields "x:MODERATOR" of the item): an item has at most some 120 of those, so its walk is
 -- over within WALK. A desk's walk may be longer; it stops after WALK items, notes how far each line was walked, and tick
--- goes on from there. What comes to a line meanwhile looks at the seats itself, so nothing is missed.
+-- goes on from there. What comes to a line meanwhile looks at the seats itself, so nothing is missed. A request that ends
+-- before its walk leaves it to the desk's next one; what came while nobody waited is found by a new walk after that.
 local LEVELS, WALK = 5, 200
 local LOG_LENGTH = 100000
 local tokens = tonumber(redis.call('HGET', totals, 'tokens') or '0')
@@ -178,7 +179,7 @@ end
 -- The item that has waited longest of those that a desk may take; goes_on: from where an earlier walk stopped.
 local function next_item(desk, taken, goes_on)
   local rows, keys = heads_of(desk)
-  if not goes_on then -- most often it is the first of all heads
+  if not goes_on or desk.partial then -- most often it is the first of all heads
     local head
     for _, row in ipairs(rows) do
       head = row and (not head or row < head) and row or head
@@ -192,7 +193,12 @@ local function next_item(desk, taken, goes_on)
   for _ = 1, WALK do
     local first = first_of(entries)
     if not first then
+      local partial = desk.partial
       stop_walk(desk)
+      if partial then
+        desk.walks = true
+        write('ZADD', walks, now, desk.name)
+      end
       return nil
     end
     local item = takeable(first.name, desk, taken)

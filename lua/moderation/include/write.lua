@@ -65,7 +65,8 @@ local function commit()
   for _, desk in pairs(desks_changed) do
     write(
       'HSET', desk.key, 'by', desk.by, 'kind', desk.kind, 'home', desk.home, 'since', desk.since,
-      'version', whole(desk.version + 1), 'walk', desk.walks and '1' or '0'
+      'version', whole(desk.version + 1),
+      'walk', desk.partial and '3' or desk.walks and '1' or desk.left and '2' or '0'
     )
   end
   for _, words in ipairs(writes) do

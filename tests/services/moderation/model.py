@@ -123,7 +123,7 @@ class Model:
             return 0
         if desk.kind == "socket" and desk.by:
             return -1
-        desk.kind, desk.by, desk.deadline = "http", by, self.now + IDLE
+        desk.kind, desk.by, desk.deadline = "http", by, self.now + wait + IDLE
         for item in self.held(name):
             item.by = by
         self.serve(desk)

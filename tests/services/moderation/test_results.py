@@ -57,6 +57,32 @@ async def test_each_final_decision_is_a_job_of_another_service_once(
     ]
 
 
+async def test_what_is_no_token_keeps_no_result_from_being_told(
+    valkey: Valkey, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MODERATION_RESULTS", "ledger.book")
+    booked: list[str] = []
+    ledger = Service("ledger")
+
+    @ledger.task()
+    async def book(decision: dict[str, Any]) -> None:
+        booked.append(decision["item"])
+
+    async with (
+        Runtime([service, ledger], settings=load_settings(redis=valkey.url, namespace=namespace)) as runtime,
+        served(runtime) as api,
+    ):
+        foreign: Any = {"no token": 0, b"\xff": 0}
+        await runtime.redis.zadd(runtime.key(service, "untold"), foreign)
+
+        async def put_off() -> bool:
+            return not await runtime.redis.zcount(runtime.key(service, "untold"), 0, 0)
+
+        await wait_until(put_off)
+        await api.decide(await one_held(api, "i1"))
+        await wait_until(lambda: booked == ["i1"])
+
+
 async def test_a_result_that_was_handed_on_twice_is_told_once(
     valkey: Valkey, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -254,6 +254,19 @@ async def test_a_request_that_is_dropped_waits_no_longer(board: Board) -> None:
     assert await held(board, "ann") == []
 
 
+async def test_what_is_put_off_does_not_touch_the_lock_of_whoever_has_the_item_now(stage: Stage, clock: Clock) -> None:
+    board, redis, prefix = stage.board, stage.redis, stage.prefix
+    await board.leave("ann")  # i1 goes to ben
+    await board.join(moderator("ben", "spam", "odd"), "w2", 600_000)
+    await board.join(moderator("eve"), "w6", 600_000)
+    await stage.plant(f"{prefix}head:odd:en:1", b"string")
+    clock.ms += board.settings.lock_ms + 1
+    ticked = await board.tick(20, judges=True)
+    assert "foreign head" in ticked.failure
+    assert await held(board, "eve") == ["i1"]
+    assert await redis.zscore(f"{prefix}locks", "i1") == clock.ms + board.settings.lock_ms
+
+
 # ---- bounds
 
 
@@ -295,6 +308,49 @@ async def test_a_walk_that_finds_nothing_ends(board: Board, bare_runtime: Runtim
     await board.join(moderator("ann"), "w1", 600_000)
     for _ in range(3):
         await board.tick(20, judges=True)
+    names = [key async for key in bare_runtime.redis.scan_iter(f"{bare_runtime.key(bare, 'walk')}*")]
+    assert names == []
+
+
+async def test_a_desk_is_kept_for_as_long_as_a_request_waits(make_board: MakeBoard, clock: Clock) -> None:
+    board = make_board(idle=1)
+    await board.join(moderator("ann"))
+    await board.ask("ann", "r1", 30_000)
+    clock.ms += 29_000
+    await board.tick(20, judges=True)
+    await board.submit(item("i1"), BODY)
+    assert await held(board, "ann") == ["i1"]
+    clock.ms += 2_001
+    assert (await board.tick(20, judges=True)).left == 1
+
+
+@pytest.mark.parametrize("wait_ms", [0, 1000])
+async def test_a_request_goes_on_with_the_search_that_one_before_left(
+    board: Board, clock: Clock, bare_runtime: Runtime, wait_ms: int
+) -> None:
+    for number in range(450):
+        await board.submit(item(f"own-{number:03}", author="ann"), BODY)
+    await board.submit(item("other", priority=9), BODY)
+    await board.join(moderator("ann"))
+    for asked in range(3):
+        assert await held(board, "ann") == []
+        await board.ask("ann", f"r{asked}", wait_ms)
+        await board.rest("ann", f"r{asked}", 600_000)
+    assert await held(board, "ann") == ["other"]
+    names = [key async for key in bare_runtime.redis.scan_iter(f"{bare_runtime.key(bare, 'walk')}*")]
+    assert names == []
+
+
+async def test_what_came_back_between_two_requests_is_found(board: Board, bare_runtime: Runtime) -> None:
+    for number in range(250):
+        await board.submit(item(f"own-{number:03}", author="ann"), BODY)
+    await board.join(moderator("ann"))
+    await board.ask("ann", "r1", 0)
+    await board.submit(item("early", priority=0), BODY)
+    await board.ask("ann", "r2", 60_000)
+    await board.tick(20, judges=True)
+    assert await held(board, "ann") == ["early"]
+    await board.leave("ann")
     names = [key async for key in bare_runtime.redis.scan_iter(f"{bare_runtime.key(bare, 'walk')}*")]
     assert names == []
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from aiohttp import WSMsgType
 
-from services.moderation.declared import hub_of
+from services.moderation.declared import hub_of, service
 from services.moderation.socket import NOT_JOINED, REPLACED
 from tests.services.moderation.client import ANN, BEN, Api
 from tests.services.moderation.conftest import Serving
@@ -49,6 +49,27 @@ async def test_what_cannot_be_taken_is_said_and_the_desk_goes_on(api: Api) -> No
         assert (await ann.expect("problem"))["status"] == 422
         await ann.websocket.send_bytes(b"\xff")
         assert (await ann.expect("problem"))["status"] == 422
+        await api.item()
+        await ann.expect("assignment")
+
+
+async def test_a_problem_is_said_in_the_words_of_http(api: Api) -> None:
+    decision = {"token": "ab.1", "decision": "reject"}
+    by_http = await api.post("/moderation/items/i1/decisions", decision)
+    async with api.desk() as ann:
+        await ann.say("decide", item="i1", **decision)
+        problem = await ann.expect("problem")
+    assert problem["detail"] == by_http.body["detail"] == "reason: it is needed to reject"
+    assert problem["errors"] == by_http.body["errors"]
+
+
+async def test_a_foreign_key_refuses_a_message_and_the_desk_goes_on(api: Api) -> None:
+    foreign = api.runtime.key(service, "item:foreign")
+    await api.runtime.redis.set(foreign, "no hash")
+    async with api.desk() as ann:
+        await ann.say("extend", item="foreign", token="ab.1")
+        problem = await ann.expect("problem")
+        assert (problem["status"], problem["item"]) == (503, "foreign")
         await api.item()
         await ann.expect("assignment")
 
