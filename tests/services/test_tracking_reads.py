@@ -209,6 +209,7 @@ async def test_a_deleted_request_is_gone(api: Api) -> None:
         ("requests?cursor=bm9uZQ", "cursor"),
         ("requests?cursor=" + queries.cursor_of("occurred_at", 1, "x"), "cursor"),
         ("requests?cursor=" + queries.cursor_of("-occurred_at", 2**60, "x"), "cursor"),
+        ("requests?cursor=" + queries.cursor_of("-occurred_at", True, "x"), "cursor"),
         ("requests?cursor=W10", "cursor"),
         ("requests?ids=" + ",".join("x" * 201), "ids"),
     ],
