@@ -290,6 +290,15 @@ async def test_an_array_that_begins_as_another_under_its_key_is_refused_as_a_who
     assert (await api.get("/track/stats"))["count"] == EVENTS_OF_JOB
 
 
+@pytest.mark.parametrize(("first", "second"), [(EVENT, [EVENT]), ([EVENT], EVENT)])
+async def test_a_key_stands_for_one_event_or_for_an_array(api: Api, first: object, second: object) -> None:
+    key = {"Idempotency-Key": "order-1"}
+    assert (await api.post(first, key)).status == 202
+    assert (await api.post(second, key)).status == 409
+    await api.settled()
+    assert (await api.get("/track/stats"))["count"] == 1
+
+
 async def test_a_key_that_is_none(api: Api) -> None:
     assert (await api.post(EVENT, {"Idempotency-Key": "ä"})).status == 400
 
