@@ -17,7 +17,7 @@ from sqlalchemy import BigInteger, Connection, inspect
 
 from aioflow import ConfigError, JobFailed
 from aioflow.settings import Settings, load_settings
-from services.tracking.database import Database
+from services.tracking.database import Database, DatabaseAway
 from services.tracking.models import array_of, row_id
 from services.tracking.rows import Row, rows_of
 from services.tracking.service import Tracking, store
@@ -244,6 +244,22 @@ async def test_migrations_make_the_table_that_the_statements_mean(either: Settin
             assert await connection.run_sync(made) == [
                 (column.name, column.nullable, isinstance(column.type, BigInteger)) for column in requests.columns
             ]
+    finally:
+        await database.close()
+
+
+async def test_who_waits_for_another_writer_of_sqlite_gives_up_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = Database(f"sqlite+aiosqlite:///{tmp_path / 'events.sqlite3'}", 10)
+    try:
+        async with database.writing():
+            monkeypatch.setattr("services.tracking.database.STATEMENT_SECONDS", 0.05)
+            with pytest.raises(DatabaseAway, match="TimeoutError"):
+                async with asyncio.timeout(5), database.writing():
+                    pytest.fail("two write at once")
+        async with database.writing() as connection:
+            assert not connection.closed
     finally:
         await database.close()
 
