@@ -98,7 +98,9 @@ def read_choice(request: web.Request, name: str, allowed: Sequence[str], default
 
 
 def refuse_unknown(request: web.Request, allowed: Sequence[str]) -> None:
-    """Raise Problem where a parameter is none of these: a filter that is misspelt must not answer with everything."""
+    """Raise Problem where a parameter is none of these, or is there twice: no filter may be passed over in silence."""
     for name in request.query:
         if name not in allowed:
             raise wrong(name[:100], f"there is no such parameter; there are {', '.join(allowed)}")
+        if len(request.query.getall(name)) > 1:
+            raise wrong(name, "say it once")

@@ -199,6 +199,8 @@ async def test_a_deleted_request_is_gone(api: Api) -> None:
         ("stats?since=2&until=1", "until"),
         ("top", "by"),
         ("top?by=user_agent", "by"),
+        ("top?by=ip&by=url", "by"),
+        ("requests?host=a.example&host=b.example", "host"),
         ("top?by=ip&limit=1001", "limit"),
         ("requests?limit=0", "limit"),
         ("requests?sort=ip", "sort"),
