@@ -203,6 +203,8 @@ def mapped() -> Iterator[None]:
 
         if isinstance(error, DBAPIError) and is_of_row(error):
             raise RowRefused(told(error)) from error
+        if isinstance(error, UnicodeDecodeError):  # what came back, such as an error in the server's own encoding
+            raise DatabaseAway(f"{type(error).__name__}: {told(error)}") from error
         if isinstance(error, (ValueError, OverflowError)):  # a driver that cannot send it
             raise RowRefused(told(error)) from error
         if isinstance(error, SQLAlchemyError):

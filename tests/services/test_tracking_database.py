@@ -17,7 +17,7 @@ from sqlalchemy import BigInteger, Connection, inspect
 
 from aioflow import ConfigError, JobFailed
 from aioflow.settings import Settings, load_settings
-from services.tracking.database import Database, DatabaseAway
+from services.tracking.database import Database, DatabaseAway, mapped
 from services.tracking.models import array_of, row_id
 from services.tracking.rows import Row, rows_of
 from services.tracking.service import Tracking, store
@@ -262,6 +262,12 @@ async def test_who_waits_for_another_writer_of_sqlite_gives_up_in_time(
             assert not connection.closed
     finally:
         await database.close()
+
+
+def test_a_server_whose_words_are_not_utf_8_is_away_and_no_row_is_refused() -> None:
+    """As asyncpg raises it where a server that starts up says so in its own encoding."""
+    with pytest.raises(DatabaseAway), mapped():
+        b"Das Datenbanksystem f\xe4hrt hoch".decode()
 
 
 # ---- processes
