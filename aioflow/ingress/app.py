@@ -65,6 +65,8 @@ async def answer_problems(request: web.Request, handler: Handler) -> web.StreamR
     except Exception as error:  # the last stop before the client
         if isinstance(error, web.HTTPException) and error.status < 400:
             raise
+        if isinstance(error, ConnectionError) and (request.transport is None or request.transport.is_closing()):
+            return Problem(400, "the connection ended before the answer").response()  # nobody's fault here, or to read
         return problem_of(error).response()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
 import re
 import signal
 import socket
@@ -21,7 +22,7 @@ from redis.asyncio import Redis
 from aioflow import ConfigError, Problem, Runtime, Service
 from aioflow.cli.serve import bind
 from aioflow.engine import claimer
-from aioflow.ingress.app import make_app
+from aioflow.ingress.app import answer_problems, make_app
 from aioflow.ingress.server import Ingress
 from aioflow.settings import load_settings
 from aioflow.web import json_body
@@ -186,6 +187,22 @@ async def test_a_fault_of_the_services_own_is_a_problem_and_logged_with_its_trac
                 await answer.read()
     shown = [record.exc_info[1] for record in caplog.records if record.exc_info]
     assert [str(error) for error in shown] == ["a bug", "a late bug"]
+
+
+async def answer_nobody(request: web.Request) -> web.StreamResponse:
+    assert request.transport is not None
+    request.transport.close()  # as it is once the client has gone, also before it is told to go on
+    await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    raise AssertionError("nobody is there")
+
+
+async def test_a_client_that_is_gone_is_no_fault_and_no_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    application = web.Application(middlewares=[answer_problems])
+    application.router.add_get("/", answer_nobody)
+    async with answering(application) as url, aiohttp.ClientSession() as session:
+        with pytest.raises(aiohttp.ServerDisconnectedError):
+            await session.get(url)
+    assert [record.getMessage() for record in caplog.records if record.levelno > logging.DEBUG] == []
 
 
 # ---- a function before the submit
