@@ -404,9 +404,15 @@ def test_urls_get_their_drivers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert load_tracking().url(tmp_path) == found
 
 
-def test_wrong_settings_are_named_together_and_secrets_are_not_said(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "database",
+    ["mysql://u:hidden@h/d", "sqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite:///?hidden", "sqlite:///hidden/"],
+)
+def test_wrong_settings_are_named_together_and_secrets_are_not_said(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, value in (
-        ("DATABASE", "mysql://u:hidden@h/d"),
+        ("DATABASE", database),
         ("TOKEN", "hidden"),
         ("TRUSTED_PROXIES", "10.0.0.0/8,x"),
         ("QUERY_SECONDS", "0"),
