@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -165,6 +166,8 @@ class Database:
             arguments: dict[str, Any] = {"timeout": CONNECT_SECONDS}
             file = Path(self.url.partition(":///")[2].partition("?")[0])
             file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # Once without the driver, whose thread would tell of a failure to a loop that has ended by then.
+            sqlite3.connect(file, timeout=CONNECT_SECONDS).close()
         else:
             arguments = {"timeout": CONNECT_SECONDS, "command_timeout": STATEMENT_SECONDS}
         migrate(self.url, arguments)

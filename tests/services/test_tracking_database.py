@@ -248,6 +248,18 @@ async def test_migrations_make_the_table_that_the_statements_mean(either: Settin
         await database.close()
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_a_file_that_cannot_be_opened_is_away_and_no_thread_complains(tmp_path: Path) -> None:
+    database = Database(f"sqlite+aiosqlite:///{tmp_path}", 10)  # a folder
+    try:
+        for _ in range(20):
+            with pytest.raises(DatabaseAway, match="unable to open"):
+                async with database.writing():
+                    pass
+    finally:
+        await database.close()
+
+
 async def test_who_waits_for_another_writer_of_sqlite_gives_up_in_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
