@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 import logging
@@ -22,10 +23,11 @@ from redis.asyncio import Redis
 from aioflow import ConfigError, Problem, Runtime, Service
 from aioflow.cli.serve import bind
 from aioflow.engine import claimer
+from aioflow.ingress import app
 from aioflow.ingress.app import answer_problems, make_app
 from aioflow.ingress.server import Ingress
 from aioflow.settings import load_settings
-from aioflow.web import json_body
+from aioflow.web import json_body, read_json
 from tests.serving import Serve
 from tests.valkey import Valkey
 from tests.waiting import wait_until
@@ -203,6 +205,24 @@ async def test_a_client_that_is_gone_is_no_fault_and_no_line_of_the_log(caplog: 
         with pytest.raises(aiohttp.ServerDisconnectedError):
             await session.get(url)
     assert [record.getMessage() for record in caplog.records if record.levelno > logging.DEBUG] == []
+
+
+async def take(request: web.Request) -> web.StreamResponse:
+    return web.json_response(await read_json(request))
+
+
+async def test_a_body_that_does_not_come_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "BODY_SECONDS", 0.1)
+    application = web.Application(middlewares=[answer_problems])
+    application.router.add_post("/", take)
+    async with answering(application) as url, asyncio.timeout(5):
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
+        writer.write(b"POST / HTTP/1.1\r\n" + HOST + JSON + b"Content-Length: 9\r\n\r\n[1,")
+        assert b" 408 " in await reader.readline()
+        writer.write(b"2, 3 ]")  # too late; it is read, and the connection ends
+        assert b"application/problem+json" in await reader.read()
+        writer.close()
+        await writer.wait_closed()
 
 
 # ---- a function before the submit
