@@ -59,6 +59,7 @@ REFUSED: dict[str, tuple[int, bytes]] = {
     "raw bytes in the query": (400, b"GET /payments?status=\xc3\xa9 HTTP/1.1\r\n" + HOST + b"\r\n"),
     "a path that is none": (400, b"GET payments HTTP/1.1\r\n" + HOST + b"\r\n"),
     "a URL that is none": (400, b"GET http://[::1/x HTTP/1.1\r\n" + HOST + b"\r\n"),
+    "a URL with brackets and no host": (400, b"GET http://[]@ HTTP/1.1\r\n" + HOST + b"\r\n"),
     "no Host": (400, GET + b"Connection: close\r\n\r\n"),
     "a header without a colon": (400, GET + HOST + b"X a\r\n\r\n"),
     "two Content-Types": (400, POST + JSON + JSON + sized(PAYMENT)),
