@@ -299,7 +299,7 @@ def test_http_and_ports_are_settings() -> None:
     assert 22 not in PORTS
 
 
-@given(st.text("https:/[]@%.?#\\0129ax:\u00e4\u3002", max_size=20).map("https://".__add__) | st.text(max_size=40))
+@given(st.text("[]@:/", max_size=4).map("https://".__add__) | st.text(max_size=40))
 def test_any_text_is_a_url_or_refused(url: str) -> None:
     with contextlib.suppress(delivery.UrlRefused):
         Rules().check(url)
