@@ -8,6 +8,7 @@ lookup takes comes out of the time of those attempts alone. A daemon thread does
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import socket
 import threading
@@ -56,10 +57,10 @@ class Resolver(AbstractResolver):
             if key in self._under_way:  # another came first while this one waited
                 self._slots.release()
             else:
-                self._start(key)
+                return self._start(key)
         return self._under_way[key]
 
-    def _start(self, key: tuple[str, int]) -> None:
+    def _start(self, key: tuple[str, int]) -> asyncio.Future[Looked]:
         loop = asyncio.get_running_loop()
         done: asyncio.Future[Looked] = loop.create_future()
         self._under_way[key] = done
@@ -76,7 +77,11 @@ class Resolver(AbstractResolver):
             except RuntimeError:
                 log.debug("the name %s was looked up after the event loop had ended", key[0])
 
-        threading.Thread(target=work, name=f"aioflow name {key[0]}", daemon=True).start()
+        try:
+            threading.Thread(target=work, name=f"aioflow name {key[0]}", daemon=True).start()
+        except RuntimeError as error:  # no thread can be had; whoever asks later tries again
+            tell(OSError(errno.EAGAIN, str(error)))
+        return done
 
 
 def look_up(host: str, family: int) -> Looked:

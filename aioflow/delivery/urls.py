@@ -157,7 +157,7 @@ def parse(url: str) -> tuple[URL, Target]:
     try:
         parsed = URL(url)
         scheme, host, port = parsed.scheme, parsed.raw_host, parsed.port
-    except ValueError:
+    except (ValueError, IndexError):  # yarl counts on a letter between user and path where there are brackets
         raise UrlRefused("syntax", "the URL is refused (syntax): it cannot be read") from None
     if scheme not in SCHEMES:
         raise UrlRefused("scheme", f"the URL is refused (scheme): use https, not {scheme[:20] or 'none'!r}")

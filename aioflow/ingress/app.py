@@ -6,6 +6,7 @@ gives the same job; `Prefer: wait=SECONDS` (RFC 7240) answers 200 with the resul
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
 from collections.abc import Awaitable, Callable
@@ -22,6 +23,8 @@ from aioflow.settings import Settings
 
 JSON = {"Content-Type": "application/json"}
 WAIT = re.compile(r"(?:^|[,;\s])wait=([0-9]{1,6})(?:$|[,;\s])", re.IGNORECASE)
+BODY_SECONDS = 60.0
+"""What a body may take to come."""
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -65,6 +68,8 @@ async def answer_problems(request: web.Request, handler: Handler) -> web.StreamR
     except Exception as error:  # the last stop before the client
         if isinstance(error, web.HTTPException) and error.status < 400:
             raise
+        if isinstance(error, ConnectionError) and (request.transport is None or request.transport.is_closing()):
+            return Problem(400, "the connection ended before the answer").response()  # nobody's fault here, or to read
         return problem_of(error).response()
 
 
@@ -168,7 +173,7 @@ def refuse_other_types(request: web.Request) -> None:
 async def json_body(request: web.Request) -> bytes:
     """The body of a request that says that it is JSON, unparsed: for `before` functions and routes of one's own.
 
-    Raises what is answered with 415 where it says otherwise, and with 413 where the body is over the limit.
+    Raises what is answered with 415 where it says otherwise, with 413 where the body is over the limit.
     """
     refuse_other_types(request)
     return await body_of(request)
@@ -190,9 +195,15 @@ def read_wait(request: web.Request, longest: float) -> float | None:
 
 
 async def body_of(request: web.Request) -> bytes:
-    """The body. A client that goes away in its middle is no fault of the service's, and nobody reads the answer."""
+    """The body. A client that goes away in its middle is no fault of the service's, and nobody reads the answer.
+
+    Raises what is answered with 408 where it does not come: whoever can reach the port could hold any number of them.
+    """
     try:
-        return await request.read()
+        async with asyncio.timeout(BODY_SECONDS):
+            return await request.read()
+    except TimeoutError as error:
+        raise Problem(408, f"the body did not come within {BODY_SECONDS:g} s") from error
     except ConnectionError as error:
         raise Problem(400, "the connection ended before the body did") from error
 

@@ -12,6 +12,8 @@ from typing import Any
 from aiohttp import http_exceptions as refused
 from aiohttp import web
 from aiohttp.http import HttpProcessingError, RawRequestMessage
+from aiohttp.streams import EMPTY_PAYLOAD
+from aiohttp.web_protocol import _ErrInfo
 
 from aioflow.ingress.problems import Problem, problem_of
 
@@ -28,12 +30,21 @@ class ProblemProtocol(web.RequestHandler):
 
         aiohttp only puts the refusal in line behind the request, whose handler would wait for ever.
         """
-        super().data_received(data)
+        try:
+            super().data_received(data)
+        except IndexError:  # yarl's, of a URL such as http://[]@, which is refused as any other that cannot be read
+            self._refuse(refused.InvalidURLError("the URL cannot be read"))
         if self._current_request is None or not self._messages:
             return
         body = self._current_request.content
         if not isinstance(self._messages[-1][0], RawRequestMessage) and not body.is_eof():
             body.set_exception(web.RequestPayloadError("the body cannot be parsed"))
+
+    def _refuse(self, error: HttpProcessingError) -> None:
+        """As aiohttp does where its parser refuses."""
+        self._messages.append((_ErrInfo(status=400, exc=error, message=error.message), EMPTY_PAYLOAD))
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     def handle_error(
         self,

@@ -43,20 +43,25 @@ def read_time(request: web.Request, name: str, default_ms: int) -> int:
         raise wrong(name, str(error)) from error
 
 
-def parse_time(text: str) -> int:
-    """Epoch seconds or RFC 3339 in UTC ms, 0 to 2^42. Raises ValueError.
+def parse_time(text: str, *, bounded: bool = True) -> int:
+    """Epoch seconds or RFC 3339 in UTC ms; `bounded`, what lies outside 0 to 2^42 is the nearer of the two.
 
-    Cut, not rounded, so that the last moment before a millisecond is before it.
+    Cut, not rounded, so that the last moment before a millisecond is before it. Raises ValueError.
     """
+    at_ms = _ms_of(text)
+    return min(max(0, at_ms), LARGEST_MS) if bounded else at_ms
+
+
+def _ms_of(text: str) -> int:
     if SECONDS.fullmatch(text):
-        return min(int(Decimal(text) * 1000), LARGEST_MS)
+        return int(Decimal(text) * 1000)
     try:
         moment = datetime.fromisoformat(text.upper())
     except ValueError:
         moment = None
     if moment is None or moment.tzinfo is None or "T" not in text.upper():
         raise ValueError("use epoch seconds, or RFC 3339 with a zone, such as 2026-01-31T12:00:00Z")
-    return min(max(0, (moment - EPOCH) // timedelta(milliseconds=1)), LARGEST_MS)
+    return (moment - EPOCH) // timedelta(milliseconds=1)
 
 
 def format_time(at_ms: int) -> str:
@@ -93,7 +98,9 @@ def read_choice(request: web.Request, name: str, allowed: Sequence[str], default
 
 
 def refuse_unknown(request: web.Request, allowed: Sequence[str]) -> None:
-    """Raise Problem where a parameter is none of these: a filter that is misspelt must not answer with everything."""
+    """Raise Problem where a parameter is none of these, or is there twice: no filter may be passed over in silence."""
     for name in request.query:
         if name not in allowed:
             raise wrong(name[:100], f"there is no such parameter; there are {', '.join(allowed)}")
+        if len(request.query.getall(name)) > 1:
+            raise wrong(name, "say it once")

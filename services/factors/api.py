@@ -9,9 +9,9 @@ from aiohttp import web
 from pydantic import ValidationError
 
 from aioflow import JobInfo, Problem, Runtime, State
-from aioflow.web import format_time, json_body
+from aioflow.web import format_time, json_body, wrong
 from services.factors.compute import compute, service
-from services.factors.models import NewQuestion, Question
+from services.factors.models import WANTED, NewQuestion, Question
 
 __all__ = ["service"]
 
@@ -30,7 +30,14 @@ async def from_query(request: web.Request, _: Runtime) -> NewQuestion:
 
 async def from_body(request: web.Request, _: Runtime) -> NewQuestion:
     """The question in a JSON body."""
-    return NewQuestion.model_validate_json(await json_body(request))
+    body = await json_body(request)
+    try:
+        return NewQuestion.model_validate_json(body)
+    except ValidationError as error:
+        # It is JSON all the same, and there is no other number in a question.
+        if "number out of range" in str(error.errors(include_input=False)[0].get("ctx")):
+            raise wrong("number", WANTED) from error
+        raise
 
 
 service.get("/compute_factors", submits=compute, before=from_query, location="/compute_factors/{id}")

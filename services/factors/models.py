@@ -13,6 +13,7 @@ MOST_DIGITS = 60
 MOST_DIVISORS = 10_000
 """Of a number that has more they are counted only."""
 DIGITS = re.compile(rf"[1-9][0-9]{{0,{MOST_DIGITS - 1}}}")
+WANTED = f"use a whole number from 1 to 10^{MOST_DIGITS} - 1, in decimal digits without leading zeros"
 
 
 def _digits(given: Any) -> str:
@@ -21,7 +22,7 @@ def _digits(given: Any) -> str:
         return str(given)
     if isinstance(given, str) and DIGITS.fullmatch(given):
         return given
-    raise ValueError(f"use a whole number from 1 to 10^{MOST_DIGITS} - 1, in decimal digits without leading zeros")
+    raise ValueError(WANTED)
 
 
 def _deliverable(url: str) -> str:

@@ -137,7 +137,8 @@ async def _submit_parts(
     answers: list[Handle[Any] | AioflowError] = []
     for number, payload in enumerate(payloads):
         payload["of"] = len(payloads)
-        answers.append(await _submit(runtime, payload, f"{job_id}-{number}"))
+        # The first under the id of a single event, so that a key stands for one of them.
+        answers.append(await _submit(runtime, payload, f"{job_id}-{number}" if number else job_id))
     return answers
 
 

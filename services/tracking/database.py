@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -51,7 +52,7 @@ class Database:
         self._opening: asyncio.Task[AsyncEngine] | None = None
         self._preparing: asyncio.Task[None] | None = None
         # SQLite has one writer: a second one of this process would wait in a thread, and run into its limit.
-        self._writer: AbstractAsyncContextManager[Any] = asyncio.Lock() if self.is_sqlite else nullcontext()
+        self._writer = asyncio.Lock() if self.is_sqlite else None
 
     def __repr__(self) -> str:
         state = "open" if self._engine else "opening" if self._opening else "not open"
@@ -75,8 +76,21 @@ class Database:
         """A connection in a transaction that is committed at the end. Raises DatabaseAway, RowRefused."""
         with mapped():
             engine = await self._open()
-            async with self._writer, engine.begin() as connection:
+            async with self._turn(), engine.begin() as connection:
                 yield connection
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """Of a writer, waited for no longer than for a statement: each before it may take as long as it can."""
+        if self._writer is None:
+            yield
+            return
+        async with asyncio.timeout(STATEMENT_SECONDS):
+            await self._writer.acquire()
+        try:
+            yield
+        finally:
+            self._writer.release()
 
     async def reading(self, query: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         """What a query answers in its time. Raises DatabaseAway, TooSlow."""
@@ -152,6 +166,8 @@ class Database:
             arguments: dict[str, Any] = {"timeout": CONNECT_SECONDS}
             file = Path(self.url.partition(":///")[2].partition("?")[0])
             file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # Once without the driver, whose thread would tell of a failure to a loop that has ended by then.
+            sqlite3.connect(file, timeout=CONNECT_SECONDS).close()
         else:
             arguments = {"timeout": CONNECT_SECONDS, "command_timeout": STATEMENT_SECONDS}
         migrate(self.url, arguments)
@@ -190,6 +206,8 @@ def mapped() -> Iterator[None]:
 
         if isinstance(error, DBAPIError) and is_of_row(error):
             raise RowRefused(told(error)) from error
+        if isinstance(error, UnicodeDecodeError):  # what came back, such as an error in the server's own encoding
+            raise DatabaseAway(f"{type(error).__name__}: {told(error)}") from error
         if isinstance(error, (ValueError, OverflowError)):  # a driver that cannot send it
             raise RowRefused(told(error)) from error
         if isinstance(error, SQLAlchemyError):

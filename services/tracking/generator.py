@@ -117,7 +117,10 @@ class Arrivals:
                     raise StoreUnavailable(f"GET {self._url}/track/requests answered {answer.status}: {told}")
         except (aiohttp.ClientError, TimeoutError) as error:
             raise StoreUnavailable(f"GET {self._url}/track/requests: {error!r}") from error
-        there = {row["id"] for row in orjson.loads(said)["requests"]}
+        try:
+            there = {row["id"] for row in orjson.loads(said)["requests"]}
+        except (ValueError, TypeError, KeyError) as error:
+            raise StoreUnavailable(f"GET {self._url}/track/requests: the answer holds no list of requests") from error
         return [Seen("done") if tracking_id in there else Seen("awaited") for tracking_id in ids]
 
     async def totals(self) -> None:

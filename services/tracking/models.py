@@ -64,13 +64,16 @@ def address_of(value: str) -> str:
 
 
 def moment_of(value: str | float) -> int:
-    """Epoch seconds or RFC 3339 in UTC ms. Raises ValueError."""
+    """Epoch seconds or RFC 3339 in UTC ms. Raises ValueError, also where it is out of bounds: it is to be kept."""
     if isinstance(value, str):
-        return parse_time(value)
-    if not 0 <= value <= FARTHEST_SECONDS:
-        raise ValueError("use epoch seconds from 0 to the year 2109")
+        at_ms = parse_time(value, bounded=False)
+        seconds = at_ms / 1000
+    else:
+        at_ms, seconds = None, value
+    if not 0 <= seconds <= FARTHEST_SECONDS:
+        raise ValueError("use a time from 1970, which is 0 epoch seconds, to the year 2109")
     # A double of that size has microseconds and not much more: the nearest one, then cut.
-    return round(value * 1_000_000) // 1000
+    return round(seconds * 1_000_000) // 1000 if at_ms is None else at_ms
 
 
 def _moment(value: Any) -> int:

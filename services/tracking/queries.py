@@ -167,7 +167,9 @@ def place_of(cursor: str, sort: str) -> tuple[int, str]:
     except (binascii.Error, ValueError):
         told = None
     match told:
-        case [str() as of, int() as at_ms, str() as key] if 0 <= at_ms < 2**53 and "\x00" not in key:
+        case [str() as of, int() as at_ms, str() as key] if (
+            not isinstance(at_ms, bool) and 0 <= at_ms < 2**53 and "\x00" not in key
+        ):
             if of == sort:
                 return at_ms, key
             raise ValueError(f"it belongs to sort={of[:40]}")

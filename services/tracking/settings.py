@@ -15,6 +15,8 @@ from aioflow import ConfigError
 
 Network = IPv4Network | IPv6Network
 SCHEMES = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "postgres": "postgresql+asyncpg"}
+DATABASE = re.compile(r"sqlite(\+\w+)?:///(?!:memory:)[^?]*[^?/](\?|$)|postgres(ql)?(\+\w+)?://")
+"""Each connection to a database in memory would have its own."""
 NEEDED = ("sqlalchemy", "alembic", "ua_parser")
 
 
@@ -46,7 +48,7 @@ class TrackingSettings(BaseSettings):
     @field_validator("database")
     @classmethod
     def _known(cls, given: SecretStr | None) -> SecretStr | None:
-        if given is not None and not re.match(r"(sqlite|postgres(ql)?)(\+\w+)?://", given.get_secret_value()):
+        if given is not None and not DATABASE.match(given.get_secret_value()):
             raise ValueError("write sqlite:///FILE or postgresql://user:password@host:port/name")
         return given
 

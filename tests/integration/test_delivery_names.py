@@ -101,3 +101,21 @@ async def test_an_error_is_everybodys_own(system: System) -> None:
     errors = await asyncio.gather(*asking, return_exceptions=True)
     assert [str(error) for error in errors] == [f"[Errno {socket.EAI_NONAME}] Name or service not known"] * 3
     assert len({id(error) for error in errors}) == 3
+
+
+async def test_a_thread_that_cannot_start_is_an_error_of_that_attempt_alone(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolver = Resolver()
+
+    def no_more(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as full:
+        full.setattr(threading.Thread, "start", no_more)
+        for _ in range(2 * names.MOST_LOOKUPS):
+            with pytest.raises(OSError, match="new thread"):
+                async with asyncio.timeout(5):
+                    await resolver.resolve("www.example", 443)
+    assert [found["port"] for found in await resolver.resolve("www.example", 443)] == [443]
+    await no_lookup_left(resolver)

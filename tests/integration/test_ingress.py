@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
+import logging
 import re
 import signal
 import socket
@@ -21,10 +23,11 @@ from redis.asyncio import Redis
 from aioflow import ConfigError, Problem, Runtime, Service
 from aioflow.cli.serve import bind
 from aioflow.engine import claimer
-from aioflow.ingress.app import make_app
+from aioflow.ingress import app
+from aioflow.ingress.app import answer_problems, make_app
 from aioflow.ingress.server import Ingress
 from aioflow.settings import load_settings
-from aioflow.web import json_body
+from aioflow.web import json_body, read_json
 from tests.serving import Serve
 from tests.valkey import Valkey
 from tests.waiting import wait_until
@@ -56,6 +59,7 @@ REFUSED: dict[str, tuple[int, bytes]] = {
     "raw bytes in the query": (400, b"GET /payments?status=\xc3\xa9 HTTP/1.1\r\n" + HOST + b"\r\n"),
     "a path that is none": (400, b"GET payments HTTP/1.1\r\n" + HOST + b"\r\n"),
     "a URL that is none": (400, b"GET http://[::1/x HTTP/1.1\r\n" + HOST + b"\r\n"),
+    "a URL with brackets and no host": (400, b"GET http://[]@ HTTP/1.1\r\n" + HOST + b"\r\n"),
     "no Host": (400, GET + b"Connection: close\r\n\r\n"),
     "a header without a colon": (400, GET + HOST + b"X a\r\n\r\n"),
     "two Content-Types": (400, POST + JSON + JSON + sized(PAYMENT)),
@@ -186,6 +190,40 @@ async def test_a_fault_of_the_services_own_is_a_problem_and_logged_with_its_trac
                 await answer.read()
     shown = [record.exc_info[1] for record in caplog.records if record.exc_info]
     assert [str(error) for error in shown] == ["a bug", "a late bug"]
+
+
+async def answer_nobody(request: web.Request) -> web.StreamResponse:
+    assert request.transport is not None
+    request.transport.close()  # as it is once the client has gone, also before it is told to go on
+    await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    raise AssertionError("nobody is there")
+
+
+async def test_a_client_that_is_gone_is_no_fault_and_no_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    application = web.Application(middlewares=[answer_problems])
+    application.router.add_get("/", answer_nobody)
+    async with answering(application) as url, aiohttp.ClientSession() as session:
+        with pytest.raises(aiohttp.ServerDisconnectedError):
+            await session.get(url)
+    assert [record.getMessage() for record in caplog.records if record.levelno > logging.DEBUG] == []
+
+
+async def take(request: web.Request) -> web.StreamResponse:
+    return web.json_response(await read_json(request))
+
+
+async def test_a_body_that_does_not_come_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "BODY_SECONDS", 0.1)
+    application = web.Application(middlewares=[answer_problems])
+    application.router.add_post("/", take)
+    async with answering(application) as url, asyncio.timeout(5):
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
+        writer.write(b"POST / HTTP/1.1\r\n" + HOST + JSON + b"Content-Length: 9\r\n\r\n[1,")
+        assert b" 408 " in await reader.readline()
+        writer.write(b"2, 3 ]")  # too late; it is read, and the connection ends
+        assert b"application/problem+json" in await reader.read()
+        writer.close()
+        await writer.wait_closed()
 
 
 # ---- a function before the submit

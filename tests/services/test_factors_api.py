@@ -41,7 +41,7 @@ HARD = (10**29 + 319) * (10**29 + 379)
 
 @pytest.fixture
 def settings(valkey: Valkey, namespace: str) -> Settings:
-    return load_settings(redis=valkey.url, namespace=namespace, body_limit=4096)
+    return load_settings(redis=valkey.url, namespace=namespace, body_limit=4608)
 
 
 @asynccontextmanager
@@ -170,6 +170,7 @@ async def test_a_job_that_holds_no_question_is_shown_all_the_same(idle: Api) -> 
         ('{"number": null}', ["number"]),
         (f'{{"number": {10**60}}}', ["number"]),
         (f'{{"number": "{10**60}"}}', ["number"]),
+        (f'{{"number": {"9" * 4301}}}', ["number"]),
         ('{"number": "+12"}', ["number"]),
         ('{"number": "012"}', ["number"]),
         ('{"number": [12]}', ["number"]),

@@ -207,6 +207,7 @@ def test_whatever_is_given_is_a_question_or_refused(given_number: Any) -> None:
         ("https://169.254.169.254/", "metadata"),
         ("https://example.com:22/", "port"),
         ("https://u:p@example.com/", "userinfo"),
+        ("https://[]@", "syntax"),
         ("https://2130706433/", "spelling"),
         ("https://224.0.0.1/", "multicast"),
         ("https://example.com/" + "a" * 3000, "length"),

@@ -154,6 +154,9 @@ WRONG: dict[str, tuple[object, int, list[str]]] = {
     "an ip with a zone": ({**EVENT, "ip": "fe80::1%eth0"}, 422, ["ip"]),
     "a time without a zone": ({**EVENT, "occurred_at": "2026-01-01T00:00:00"}, 422, ["occurred_at"]),
     "a time that is too far": ({**EVENT, "occurred_at": 1e300}, 422, ["occurred_at"]),
+    "a text of a time that is too far": ({**EVENT, "occurred_at": "4398046512"}, 422, ["occurred_at"]),
+    "a date that is too far": ({**EVENT, "occurred_at": "9999-12-31T23:59:59-23:59"}, 422, ["occurred_at"]),
+    "a date that is too early": ({**EVENT, "occurred_at": "0001-01-01T00:00:00+23:59"}, 422, ["occurred_at"]),
     "a time that is true": ({**EVENT, "occurred_at": True}, 422, ["occurred_at"]),
     "a user agent that is too long": ({**EVENT, "user_agent": "x" * 513}, 422, ["user_agent"]),
     "NUL": ({**EVENT, "referrer": "a\x00b"}, 422, ["referrer"]),
@@ -285,6 +288,15 @@ async def test_an_array_that_begins_as_another_under_its_key_is_refused_as_a_who
     assert (await api.post([EVENT] * EVENTS_OF_JOB, key)).body == first.body
     await api.settled()
     assert (await api.get("/track/stats"))["count"] == EVENTS_OF_JOB
+
+
+@pytest.mark.parametrize(("first", "second"), [(EVENT, [EVENT]), ([EVENT], EVENT)])
+async def test_a_key_stands_for_one_event_or_for_an_array(api: Api, first: object, second: object) -> None:
+    key = {"Idempotency-Key": "order-1"}
+    assert (await api.post(first, key)).status == 202
+    assert (await api.post(second, key)).status == 409
+    await api.settled()
+    assert (await api.get("/track/stats"))["count"] == 1
 
 
 async def test_a_key_that_is_none(api: Api) -> None:

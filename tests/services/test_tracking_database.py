@@ -17,7 +17,7 @@ from sqlalchemy import BigInteger, Connection, inspect
 
 from aioflow import ConfigError, JobFailed
 from aioflow.settings import Settings, load_settings
-from services.tracking.database import Database
+from services.tracking.database import Database, DatabaseAway, mapped
 from services.tracking.models import array_of, row_id
 from services.tracking.rows import Row, rows_of
 from services.tracking.service import Tracking, store
@@ -248,6 +248,40 @@ async def test_migrations_make_the_table_that_the_statements_mean(either: Settin
         await database.close()
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_a_file_that_cannot_be_opened_is_away_and_no_thread_complains(tmp_path: Path) -> None:
+    database = Database(f"sqlite+aiosqlite:///{tmp_path}", 10)  # a folder
+    try:
+        for _ in range(20):
+            with pytest.raises(DatabaseAway, match="unable to open"):
+                async with database.writing():
+                    pass
+    finally:
+        await database.close()
+
+
+async def test_who_waits_for_another_writer_of_sqlite_gives_up_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = Database(f"sqlite+aiosqlite:///{tmp_path / 'events.sqlite3'}", 10)
+    try:
+        async with database.writing():
+            monkeypatch.setattr("services.tracking.database.STATEMENT_SECONDS", 0.05)
+            with pytest.raises(DatabaseAway, match="TimeoutError"):
+                async with asyncio.timeout(5), database.writing():
+                    pytest.fail("two write at once")
+        async with database.writing() as connection:
+            assert not connection.closed
+    finally:
+        await database.close()
+
+
+def test_a_server_whose_words_are_not_utf_8_is_away_and_no_row_is_refused() -> None:
+    """As asyncpg raises it where a server that starts up says so in its own encoding."""
+    with pytest.raises(DatabaseAway), mapped():
+        b"Das Datenbanksystem f\xe4hrt hoch".decode()
+
+
 # ---- processes
 
 
@@ -382,9 +416,15 @@ def test_urls_get_their_drivers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert load_tracking().url(tmp_path) == found
 
 
-def test_wrong_settings_are_named_together_and_secrets_are_not_said(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "database",
+    ["mysql://u:hidden@h/d", "sqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite:///?hidden", "sqlite:///hidden/"],
+)
+def test_wrong_settings_are_named_together_and_secrets_are_not_said(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, value in (
-        ("DATABASE", "mysql://u:hidden@h/d"),
+        ("DATABASE", database),
         ("TOKEN", "hidden"),
         ("TRUSTED_PROXIES", "10.0.0.0/8,x"),
         ("QUERY_SECONDS", "0"),

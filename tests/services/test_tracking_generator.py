@@ -10,6 +10,8 @@ from pathlib import Path
 
 import orjson
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import RawTestServer as TestServer
 
 from aioflow.settings import Settings, load_settings
 from services.tracking.generator import Events
@@ -89,3 +91,16 @@ async def test_what_cannot_be_asked_or_given_is_one_line(
     code, _, complaint = await load(api.url, *options, token=token)
     assert (code, complaint.count("\n")) == (2, 1), complaint
     assert message in complaint
+
+
+@pytest.mark.parametrize(
+    "said", [b"hello", b"[]", b'{"requests": 5}', b'{"requests": [5]}', b'{"requests": [{"id": []}]}']
+)
+async def test_who_is_not_tracking_is_said_in_one_line(said: bytes) -> None:
+    async def answer(_: web.BaseRequest) -> web.Response:
+        return web.Response(body=said, content_type="application/json")
+
+    async with TestServer(answer) as server:
+        code, _, complaint = await load(str(server.make_url("")))
+    assert (code, complaint.count("\n")) == (2, 1), complaint
+    assert "no list of requests" in complaint

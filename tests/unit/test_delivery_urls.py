@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 from typing import Annotated
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import AfterValidator, BaseModel, ValidationError
 
 from aioflow import delivery
@@ -148,6 +151,7 @@ REFUSED = {
     "https:///path": "host",
     "https://": "host",
     "https://[::1/": "syntax",
+    "https://[]@/": "syntax",
     "https://exa mple.com/": "syntax",
     "https://example.com/a b": "syntax",
     "https://example.com/\r\nX: y": "syntax",
@@ -293,3 +297,9 @@ def test_http_and_ports_are_settings() -> None:
     with pytest.raises(delivery.UrlRefused, match="private"):
         Rules(http=True).check("http://10.0.0.1/")
     assert 22 not in PORTS
+
+
+@given(st.text("[]@:/", max_size=4).map("https://".__add__) | st.text(max_size=40))
+def test_any_text_is_a_url_or_refused(url: str) -> None:
+    with contextlib.suppress(delivery.UrlRefused):
+        Rules().check(url)

@@ -81,6 +81,7 @@ def test_what_is_read() -> None:
         ("", lambda request: read_choice(request, "by", ("ip",)), "by"),
         ("by=x", lambda request: read_choice(request, "by", ("ip",)), "by"),
         ("buy=x", lambda request: refuse_unknown(request, ("by",)), "buy"),
+        ("by=x&by=x", lambda request: refuse_unknown(request, ("by",)), "by"),
     ],
 )
 def test_what_is_wrong_is_a_422_that_names_it(query: str, read: Callable[[web.Request], Any], field: str) -> None:
