@@ -173,7 +173,7 @@ def refuse_other_types(request: web.Request) -> None:
 async def json_body(request: web.Request) -> bytes:
     """The body of a request that says that it is JSON, unparsed: for `before` functions and routes of one's own.
 
-    Raises what is answered with 415 where it says otherwise, with 413 where the body is over the limit.
+    Raises what is answered with 415 where it says otherwise, 413 where it is over the limit, 408 where it is late.
     """
     refuse_other_types(request)
     return await body_of(request)

@@ -16,7 +16,7 @@ import pytest
 from sqlalchemy import BigInteger, Connection, inspect
 
 from aioflow import ConfigError, JobFailed
-from aioflow.settings import Settings, load_settings
+from aioflow.settings import Settings
 from services.tracking.database import Database, DatabaseAway, mapped
 from services.tracking.models import array_of, row_id
 from services.tracking.rows import Row, rows_of
@@ -26,9 +26,8 @@ from services.tracking.settings import load_settings as load_tracking
 from services.tracking.store import insert, statement
 from services.tracking.table import requests
 from tests.postgres import Postgres
-from tests.services.tracked import BEARER, EVENT, TOKEN, Api, serving
+from tests.services.tracking.client import BEARER, EVENT, TOKEN, Api, serving
 from tests.serving import ROOT, Serve
-from tests.valkey import Valkey
 from tests.waiting import wait_until
 
 
@@ -38,13 +37,6 @@ def postgres() -> Iterator[Postgres]:
     server = Postgres()
     yield server
     server.close()
-
-
-@pytest.fixture
-def settings(valkey: Valkey, namespace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """A runtime's settings: SQLite in a folder of the test's, and a token."""
-    monkeypatch.setenv("TRACKING_TOKEN", TOKEN)
-    return load_settings(redis=valkey.url, namespace=namespace, data=str(tmp_path))
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -5,35 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import orjson
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import RawTestServer as TestServer
 
-from aioflow.settings import Settings, load_settings
 from services.tracking.generator import Events
 from services.tracking.models import EVENT
 from services.tracking.service import store
-from tests.services.tracked import TOKEN, Api, serving
+from tests.services.tracking.client import TOKEN, Api
 from tests.serving import ROOT
-from tests.valkey import Valkey
-
-
-@pytest.fixture
-def settings(valkey: Valkey, namespace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """A runtime's settings: SQLite in a folder of the test's, and a token."""
-    monkeypatch.setenv("TRACKING_TOKEN", TOKEN)
-    return load_settings(redis=valkey.url, namespace=namespace, data=str(tmp_path))
-
-
-@pytest.fixture
-async def api(settings: Settings) -> AsyncIterator[Api]:
-    """Tracking over SQLite."""
-    async with serving(settings) as client:
-        yield client
 
 
 async def load(url: str, *options: str, token: str = TOKEN) -> tuple[int, str, str]:

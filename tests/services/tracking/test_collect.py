@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
@@ -13,31 +13,17 @@ import pytest
 from aiohttp.test_utils import make_mocked_request
 
 from aioflow import State
-from aioflow.settings import Settings, load_settings
+from aioflow.settings import Settings
 from services.tracking.collect import GIF
 from services.tracking.models import BYTES_OF_JOB, EVENTS_OF_JOB, moment_of
 from services.tracking.proxies import client_address
 from services.tracking.service import store
-from tests.services.tracked import BEARER, EVENT, TOKEN, Api, serving
+from tests.services.tracking.client import BEARER, EVENT, Api, serving
 from tests.valkey import Valkey
 from tests.waiting import wait_until
 
 FIREFOX = "Mozilla/5.0 (Windows NT 10.0; Win64; x64; rv:128.0) Gecko/20100101 Firefox/128.0"
 IMAGE = "/track.gif?url=https%3A%2F%2Fexample.org%2F1"
-
-
-@pytest.fixture
-def settings(valkey: Valkey, namespace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """A runtime's settings: SQLite in a folder of the test's, and a token."""
-    monkeypatch.setenv("TRACKING_TOKEN", TOKEN)
-    return load_settings(redis=valkey.url, namespace=namespace, data=str(tmp_path))
-
-
-@pytest.fixture
-async def api(settings: Settings) -> AsyncIterator[Api]:
-    """Tracking over SQLite."""
-    async with serving(settings) as client:
-        yield client
 
 
 # ---- what is taken

@@ -2,37 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 
-from aioflow.settings import Settings, load_settings
+from aioflow.settings import Settings
 from services.tracking import queries
 from services.tracking.models import LONGEST_URL
 from services.tracking.service import Tracking
-from tests.services.tracked import BEARER, EVENT, JSON, TOKEN, Api, serving
-from tests.valkey import Valkey
+from tests.services.tracking.client import BEARER, EVENT, JSON, TOKEN, Api, serving
 
 T0 = 1_767_225_600  # 2026-01-01T00:00:00Z
 CHROME = "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/126.0.0.0 Safari/537.36"
 FIREFOX = "Mozilla/5.0 (Windows NT 10.0; Win64; x64; rv:128.0) Gecko/20100101 Firefox/128.0"
-
-
-@pytest.fixture
-def settings(valkey: Valkey, namespace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """A runtime's settings: SQLite in a folder of the test's, and a token."""
-    monkeypatch.setenv("TRACKING_TOKEN", TOKEN)
-    return load_settings(redis=valkey.url, namespace=namespace, data=str(tmp_path))
-
-
-@pytest.fixture
-async def api(settings: Settings) -> AsyncIterator[Api]:
-    """Tracking over SQLite."""
-    async with serving(settings) as client:
-        yield client
 
 
 async def fill(api: Api) -> list[str]:
