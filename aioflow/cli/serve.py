@@ -7,6 +7,7 @@ whole, in one place, wherever they come from.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -123,6 +124,20 @@ ECHO_SECONDS = 0.1
 """The same signal again so soon is an echo: `timeout` and shells signal a process and then its group."""
 
 
+GARBAGE_THRESHOLD = 20_000
+"""New objects that start a collection of garbage. Python's own, 700, has it walk through jobs that are about to end."""
+
+
+def spare_collections() -> None:
+    """Let the garbage collector leave alone what the start has made, and look more rarely.
+
+    A job leaves no cycles. With Python's settings a fifth of a batch task's time went into collections that found
+    nothing, and the event loop stood still for up to 0.1 s each.
+    """
+    gc.freeze()
+    gc.set_threshold(GARBAGE_THRESHOLD)
+
+
 class Server:
     """One process' runtime and ingress, from the start to the exit code."""
 
@@ -160,6 +175,7 @@ class Server:
                 return 0
             with self._named_in_pid_file():
                 ingress = await self._open_ingress()
+                spare_collections()
                 print(self._greeting(), flush=True)  # noqa: T201 - what the command says
                 await self._until_stop(runtime)
                 if ingress is not None:

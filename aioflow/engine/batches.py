@@ -120,6 +120,8 @@ class Batches:
     def _start_calls(self) -> None:
         most = max(1, min(self._asked, self._concurrency))
         while len(self._calls) < max(1, self._concurrency // most):
+            if not self._lingered and len(self._line) < most:
+                return
             # One that is to be cancelled this moment may run elsewhere already.
             members = [member for member in self._line if member.attempt.stop is None][:most]
             if not members or (not self._lingered and len(members) < most):
@@ -151,6 +153,8 @@ class Batches:
                     member.future.cancel()  # so was the call, perhaps before its first step
                 else:
                     fail(member, error)
+        # Its members name it: left together they would be for the garbage collector, which holds up the event loop.
+        call.members, call.leaving = [], set()
         self._calls.discard(task)
         self._start_calls()
 

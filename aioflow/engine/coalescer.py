@@ -69,10 +69,11 @@ class Coalescer(Generic[Item, Answer]):
         if self._loop is None:
             self._loop = asyncio.get_running_loop()  # kept: on Python 3.11 each call of it is a system call
         future: asyncio.Future[Answer] = self._loop.create_future()
+        if not self._line:
+            self._filled.set()
+            self._emptied.clear()
         self._line.append((item, size, future))
         self._line_bytes += size
-        self._filled.set()
-        self._emptied.clear()
         return future
 
     async def run(self) -> None:
@@ -111,11 +112,12 @@ class Coalescer(Generic[Item, Answer]):
         items: list[Item] = []
         futures: list[asyncio.Future[Answer]] = []
         bytes_taken = 0
-        while self._line and len(items) < self._most_items:
-            item, size, future = self._line[0]
+        line = self._line
+        while line and len(items) < self._most_items:
+            item, size, future = line.popleft()
             if items and bytes_taken + size > MOST_BYTES:
+                line.appendleft((item, size, future))
                 break
-            self._line.popleft()
             self._line_bytes -= size
             if not future.cancelled():
                 bytes_taken += size

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -69,9 +70,9 @@ class Store(Caller):
         one `part`: a node proves only what it wrote itself.
         """
         script = scripts.load("queue/submit", plain=self._plain)
-        by_queue: dict[Queue, list[NewJob]] = {}
+        by_queue: defaultdict[Queue, list[NewJob]] = defaultdict(list)
         for job in jobs:
-            by_queue.setdefault(job.queue, []).append(job)
+            by_queue[job.queue].append(job)
         # WAIT and WAITAOF speak for the writes of their own connection only: one pipeline, alone on its connection.
         wire = self._wire if durability == "memory" else self._receipts(durability)
         proof = proof_of(durability)
@@ -94,6 +95,9 @@ class Store(Caller):
             raise StoreUnavailable(f"{missing}; the jobs may have been taken")
         del replies[len(by_queue) :]
         self.clock.hear(replies[0][0], sent)
+        if len(by_queue) == 1:
+            taken: list[int] = replies[0][1:]
+            return taken
         answers = {queue: iter(reply[1:]) for queue, reply in zip(by_queue, replies, strict=True)}
         return [next(answers[job.queue]) for job in jobs]
 

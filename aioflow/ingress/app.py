@@ -200,6 +200,8 @@ async def body_of(request: web.Request) -> bytes:
     Raises what is answered with 408 where it does not come: whoever can reach the port could hold any number of them.
     """
     try:
+        if request.content.is_eof():  # it came with its headers, as most do: a timeout costs a tenth of a request
+            return await request.read()
         async with asyncio.timeout(BODY_SECONDS):
             return await request.read()
     except TimeoutError as error:
