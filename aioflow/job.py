@@ -37,19 +37,22 @@ class State(StrEnum):
     DEAD = "dead"
 
 
+VARIANT = 0b10
+"""The first two bits of a UUID's second half, by RFC 9562."""
+
+
 class IdSource:
     """Makes UUIDv7 ids (RFC 9562, 32 hex digits) that sort by the order in which this process made them.
 
-    Within a millisecond the last 60 bits grow by a random step (RFC 9562, section 6.2, method 2), so that jobs of one
+    Within a millisecond the last 62 bits grow by a random step (RFC 9562, section 6.2, method 2), so that jobs of one
     submitter stay first in, first out and ids of different processes do not collide.
     """
 
     def __init__(self) -> None:
         self._ms = 0
         self._tail = 0
-        self._head = ""  # of this millisecond: the time, the version, 12 random bits and the variant
-        self._random = random.Random(secrets.randbits(128))  # noqa: S311 - uniqueness, not secrecy
-        self._bits = self._random.getrandbits
+        self._head = ""  # of this millisecond: the time, the version and 12 random bits
+        self._bits = random.Random(secrets.randbits(128)).getrandbits  # noqa: S311 - uniqueness, not secrecy
         os.register_at_fork(after_in_child=self.__init__)  # type: ignore[misc]
 
     def next(self) -> str:
@@ -59,14 +62,14 @@ class IdSource:
             self._begin(ms)
         else:
             self._tail += 1 + self._bits(32)
-            if self._tail >> 60:
+            if self._tail >> 62 != VARIANT:
                 self._begin(self._ms + 1)
-        return f"{self._head}{self._tail:x}"
+        return self._head + self._tail.to_bytes(8, "big").hex()  # an f-string takes 100 ns longer
 
     def _begin(self, ms: int) -> None:
         self._ms = ms
-        self._head = f"{ms:012x}7{self._random.getrandbits(12):03x}{8 | self._random.getrandbits(2):x}"
-        self._tail = 1 << 59 | self._random.getrandbits(58)  # always 15 hex digits, and far from the end
+        self._head = f"{ms:012x}7{self._bits(12):03x}"
+        self._tail = VARIANT << 62 | self._bits(61)  # far from the end
 
 
 new_id = IdSource().next
