@@ -1,18 +1,19 @@
 #!lua flags=allow-oom
 -- decide: ends a lock by a decision: records it, and the item is decided, or stands in line again for others.
--- KEYS: totals hash, waiting zset, locks zset, seats zset, asks zset, walks zset, log stream, open zset, decisions zset, untold zset
+-- KEYS: totals hash, waiting zset, locks zset, seats zset, asks zset, walks zset, log stream, heads hash, open zset, decisions zset, untold zset
 -- ARGV: clock_ms (ms, 0: server time), nonce (of the caller's process, begins new tokens), lock_ms (ms), keep_ms (ms that records are kept), id, token, decision (approve, reject, escalate or skip), reason, to_level (level of an escalation, else empty), two_person (categories in which two moderators must agree, separated by spaces), tells (1: the result is told to a task)
 -- Returns: {field, value, ...} the record | 0 no such item | -1 it is not locked under this token | -2 another decision was made under it | -3 it was skipped too often | -4 an escalation goes to a higher level
 -- Guards: I1 I2 I3 I4 I8 I9 I10
 -- Repeat: same answer
 -- Cost: O(log n), as submit for the item and as ask for the moderator
-local totals, waiting, locks, seats, asks, walks, log, open, decisions, untold = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10]
+local totals, waiting, locks, seats, asks, walks, log, heads, open, decisions, untold = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11]
 local clock_ms, nonce, lock_ms, keep_ms, id, token, decision, reason, to_level, two_person, tells = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5], ARGV[6], ARGV[7], ARGV[8], ARGV[9], ARGV[10], ARGV[11]
 
 --@include number
 --@include clock
 --@include write
 --@include desk
+--@include heads
 --@include match
 --@include records
 
@@ -47,12 +48,12 @@ record = {
   'token', token, 'item', id, 'moderator', moderator, 'decision', decision, 'reason', reason, 'to_level', to_level,
   'outcome', outcome, 'skill', item.skill, 'level', whole(item.level), 'assigned', item.since, 'decided', now, 'votes', votes,
 }
-write('HSET', record_key, unpack(record))
+write('HSET', record_key, record)
 write('PEXPIRE', record_key, whole(keep_ms))
 keep_record(token, moderator, item.skill, outcome)
 local desk = unlock(item, outcome)
 if final then
-  write('HSET', item.key, 'state', outcome, 'votes', votes, 'decided', now)
+  write('HSET', item.key, {'state', outcome, 'votes', votes, 'decided', now})
   write('PEXPIRE', item.key, whole(keep_ms))
   write('ZREM', open, id)
   if tells == '1' then
@@ -60,7 +61,7 @@ if final then
   end
 else
   local skips = decision == 'skip' and item.skips + 1 or item.skips
-  write('HSET', item.key, 'x:' .. moderator, decision, 'votes', votes, 'level', whole(level), 'skips', whole(skips))
+  write('HSET', item.key, {'x:' .. moderator, decision, 'votes', votes, 'level', whole(level), 'skips', whole(skips)})
   item.level, item.not_for = level, moderator
   place_item(item)
 end

@@ -1,12 +1,12 @@
 #!lua flags=allow-oom
 -- join: opens a moderator's desk, or takes it over, and gives it what has waited longest for it.
--- KEYS: totals hash, waiting zset, locks zset, seats zset, asks zset, walks zset, log stream, desks zset, beats zset
+-- KEYS: totals hash, waiting zset, locks zset, seats zset, asks zset, walks zset, log stream, heads hash, desks zset, beats zset
 -- ARGV: clock_ms (ms, 0: server time), nonce (of the caller's process, begins new tokens), lock_ms (ms), moderator, by (WebSocket that waits, empty: none), kind (socket or http), home (process that hears of changes), skills (at most 32 of category:language, separated by spaces), level (1-5), holds (most items at a time, 1-10), keep_ms (ms until the desk is left unless it beats)
 -- Returns: 1
 -- Guards: I2 I8 I9
 -- Repeat: no second effect
 -- Cost: O(log n) per seat and line looked at: at most 10 times 160 heads and 200 items passed over
-local totals, waiting, locks, seats, asks, walks, log, desks, beats = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9]
+local totals, waiting, locks, seats, asks, walks, log, heads, desks, beats = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10]
 local clock_ms, nonce, lock_ms, moderator, by, kind, home, skills, level, holds, keep_ms = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8], tonumber(ARGV[9]), tonumber(ARGV[10]), tonumber(ARGV[11])
 
 local _, skill_count = string.gsub(skills, '%S+', '')
@@ -17,13 +17,14 @@ end
 --@include clock
 --@include write
 --@include desk
+--@include heads
 --@include match
 local before = read_desk(moderator)
 if before then
   unseat(before)
   tell(before.home, moderator)
 end
-write('HSET', prefix .. 'desk:' .. moderator, 'skills', skills, 'level', level, 'holds', holds)
+write('HSET', prefix .. 'desk:' .. moderator, {'skills', skills, 'level', level, 'holds', holds})
 local desk = {
   name = moderator, key = prefix .. 'desk:' .. moderator, by = by, kind = kind, home = home, skills = {}, level = level,
   holds = holds, since = '', version = before and before.version or 0, walks = false, partial = false, left = false,
@@ -34,7 +35,7 @@ for skill in string.gmatch(skills, '%S+') do
 end
 write('ZREM', asks, moderator)
 write('ZADD', beats, whole(now_ms + keep_ms), moderator)
-write('ZADD', desks, 'NX', now, moderator)
+write('ZADD', desks, {'NX', now, moderator})
 serve_desk(desk)
 save_desk(desk)
 commit()

@@ -1,12 +1,12 @@
 #!lua flags=allow-oom
 -- tick: what time brings: expired locks, requests that wait no longer, desks that are left, walks that go on, results that are to be told.
--- KEYS: totals hash, waiting zset, locks zset, seats zset, asks zset, walks zset, log stream, desks zset, beats zset, untold zset
+-- KEYS: totals hash, waiting zset, locks zset, seats zset, asks zset, walks zset, log stream, heads hash, desks zset, beats zset, untold zset
 -- ARGV: clock_ms (ms, 0: server time), nonce (of the caller's process, begins new tokens), lock_ms (ms), limit (of each, at most 1000), judges (1: desks as well, 0: those who keep them may just be coming back), retell_ms (ms after which a result that is still to be told is answered again)
 -- Returns: {1 there is more | 0, expired locks, desks left, the first error or empty, token of a result to be told, ...}
 -- Guards: I2 I4 I8 I9
 -- Repeat: no second effect
 -- Cost: as submit and ask for each of at most limit locks, requests, desks and walks
-local totals, waiting, locks, seats, asks, walks, log, desks, beats, untold = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10]
+local totals, waiting, locks, seats, asks, walks, log, heads, desks, beats, untold = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11]
 local clock_ms, nonce, lock_ms, limit, judges, retell_ms = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5], tonumber(ARGV[6])
 
 if limit < 1 or limit > 1000 then
@@ -16,6 +16,7 @@ end
 --@include clock
 --@include write
 --@include desk
+--@include heads
 --@include match
 --@include leaving
 

@@ -1,12 +1,12 @@
 -- Matching. Items wait in one line for each class, "category:language:level", scored by their place; seats likewise.
--- A desk looks at the heads of the lines that it may take, at most 32 skills x 5 levels, by one MGET; an item at
--- the heads of the seats that may take it, at most 5. Both pass over what must not meet (an item's author, and whoever skipped it, voted
+-- A desk looks at the heads of the lines that it may take, at most 32 skills x 5 levels, by one call; an item at the
+-- heads of the seats that may take it, at most 5. Both pass over what must not meet (an item's author, and whoever skipped it, voted
 -- on it or escalated it, as fields "x:MODERATOR" of the item): an item has at most some 120 of those, so its walk is
 -- over within WALK. A desk's walk may be longer; it stops after WALK items, notes how far each line was walked, and tick
 -- goes on from there. What comes to a line meanwhile looks at the seats itself, so nothing is missed. A request that ends
 -- before its walk leaves it to the desk's next one; what came while nobody waited is found by a new walk after that.
-local LEVELS, WALK = 5, 200
-local LOG_LENGTH = 100000
+local WALK = 200
+local LOG_LENGTH = '100000'
 local tokens = tonumber(redis.call('HGET', totals, 'tokens') or '0')
 seen(totals, 'hash')
 if not tokens then
@@ -34,25 +34,19 @@ local function read_item(id, for_moderator)
   return item, row[11]
 end
 
-local function move_in_line(item, command, ...)
-  local class = item.skill .. ':' .. item.level
-  lines_changed[class] = true
-  write(command, prefix .. 'line:' .. class, ...)
-end
-
 local function note(event, item, token, moderator)
-  write(
-    'XADD', log, 'MAXLEN', '~', LOG_LENGTH, '*', 'event', event, 'item', item.id, 'token', token, 'moderator', moderator,
-    'at', now
-  )
+  write('XADD', log, {
+    'MAXLEN', '~', LOG_LENGTH, '*', 'event', event, 'item', item.id, 'token', token, 'moderator', moderator, 'at', now,
+  })
 end
 
 -- The new lock; the token is never used again.
 local function assign(item, desk)
   tokens = tokens + 1
-  local token = nonce .. '.' .. whole(tokens)
-  write('HSET', totals, 'tokens', whole(tokens))
-  write('HSET', item.key, 'state', 'assigned', 'token', token, 'moderator', desk.name, 'by', desk.by, 'since', now)
+  local number = whole(tokens)
+  local token = nonce .. '.' .. number
+  write('HSET', totals, {'tokens', number})
+  write('HSET', item.key, {'state', 'assigned', 'token', token, 'moderator', desk.name, 'by', desk.by, 'since', now})
   write('ZADD', locks, whole(now_ms + lock_ms), item.id)
   write('ZADD', prefix .. 'held:' .. desk.name, now, item.id)
   if item.state == 'waiting' then
@@ -124,28 +118,6 @@ local function walked(key, passed)
   return redis.call('ZCOUNT', key, '-inf', '(' .. place)
 end
 
--- The heads of the lines that a desk may take, and their keys.
-local function heads_of(desk)
-  local keys, found = {}, 0
-  for _, skill in ipairs(desk.skills) do
-    local key = prefix .. 'head:' .. skill .. ':'
-    for level = 1, desk.level do
-      keys[#keys + 1] = key .. level
-    end
-  end
-  local rows = redis.call('MGET', unpack(keys))
-  for index, row in ipairs(rows) do
-    if row then
-      found = found + 1
-      seen(keys[index], 'string')
-    end
-  end
-  if found ~= redis.call('EXISTS', unpack(keys)) then -- MGET passes over what is no string
-    error('PROTOCOL foreign head of a line of ' .. desk.name)
-  end
-  return rows, keys
-end
-
 -- The item, if a desk may take it, beside those taken in this step.
 local function takeable(id, desk, taken)
   if taken[id] then
@@ -156,19 +128,24 @@ local function takeable(id, desk, taken)
 end
 
 -- The entries of the lines that have these heads; goes_on: from where an earlier walk stopped.
-local function lines_of(desk, rows, keys, goes_on)
+local function lines_of(desk, rows, goes_on)
   local entries = {}
-  for index, row in ipairs(rows) do
-    if row then
-      local class = string.sub(keys[index], #prefix + 6)
-      local place, id = string.match(row, '^(%d+) (.*)$')
-      local one = {key = prefix .. 'line:' .. class, rank = 0, name = id, score = tonumber(place)}
-      local passed = goes_on and redis.call('HGET', prefix .. 'walk:' .. desk.name, class)
+  for index, skill in ipairs(desk.skills) do
+    local others = rows[index] or ''
+    for _ = 1, LEVELS do
+      if others == '' then
+        break
+      end
+      local place, id, level
+      place, id, level, others = split_row(others)
+      local class = skill .. ':' .. level
+      local one = {key = prefix .. 'line:' .. class, rank = 0, name = id, score = place}
+      local passed = goes_on and level <= desk.level and redis.call('HGET', prefix .. 'walk:' .. desk.name, class)
       if passed then
         one = entry(one.key, walked(one.key, passed))
       end
       one.class = class
-      if one.name then
+      if one.name and level <= desk.level then
         table.insert(entries, one)
       end
     end
@@ -178,18 +155,15 @@ end
 
 -- The item that has waited longest of those that a desk may take; goes_on: from where an earlier walk stopped.
 local function next_item(desk, taken, goes_on)
-  local rows, keys = heads_of(desk)
+  local rows = rows_of(desk)
   if not goes_on or desk.partial then -- most often it is the first of all heads
-    local head
-    for _, row in ipairs(rows) do
-      head = row and (not head or row < head) and row or head
-    end
-    local item = head and takeable(string.match(head, '^%d+ (.*)$'), desk, taken)
+    local id = first_head(desk, rows)
+    local item = id and takeable(id, desk, taken)
     if item then
       return item
     end
   end
-  local entries = lines_of(desk, rows, keys, goes_on)
+  local entries = lines_of(desk, rows, goes_on)
   for _ = 1, WALK do
     local first = first_of(entries)
     if not first then
@@ -211,7 +185,7 @@ local function next_item(desk, taken, goes_on)
   write('ZADD', walks, now, desk.name)
   for _, one in ipairs(entries) do
     if one.passed then
-      write('HSET', prefix .. 'walk:' .. desk.name, one.class, whole(one.passed_score) .. ' ' .. one.passed)
+      write('HSET', prefix .. 'walk:' .. desk.name, {one.class, whole(one.passed_score) .. ' ' .. one.passed})
     end
   end
 end
@@ -249,9 +223,9 @@ local function place_item(item)
     end
     save_desk(desk)
   else
-    write('HSET', item.key, 'state', 'waiting')
+    write('HSET', item.key, {'state', 'waiting'})
     if item.token then
-      write('HDEL', item.key, 'token', 'moderator', 'since')
+      write('HDEL', item.key, {'token', 'moderator', 'since'})
     end
     move_in_line(item, 'ZADD', whole(item.place), item.id)
     write('ZADD', waiting, whole(item.place), item.id)

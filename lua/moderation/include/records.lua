@@ -42,7 +42,7 @@ local function keep_record(token, moderator, skill, outcome)
     seen(key, 'zset')
     write('ZADD', key, now, token)
     if #old > 0 then
-      write('ZREM', key, unpack(old))
+      write('ZREM', key, old)
     end
     if index > 2 then -- whoever decides no more leaves nothing behind
       write('PEXPIRE', key, whole(keep_ms))

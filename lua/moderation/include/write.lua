@@ -1,29 +1,37 @@
 -- Writes are gathered while a step is planned and made together, once every key that they go to has the type they need:
 -- a step reads the state before it, and one that meets a foreign key changes nothing. What was read by a command of its
 -- type (`seen`) needs no other look. Fields of one row are written by one HSET, a desk that was changed once.
+-- `planned` has four entries for each write: a table for each would be half of what a call leaves to the collector.
 local prefix = string.match(totals, '^(.*)totals$')
 local TYPES = {ZADD = 'zset', ZREM = 'zset', HSET = 'hash', HDEL = 'hash', XADD = 'stream'}
 local now = whole(now_ms)
-local writes, rows, told, desks_read, desks_changed, lines_changed = {}, {}, {}, {}, {}, {}
+local planned, planned_end, rows, told, desks_read, desks_changed, lines_changed = {}, 0, {}, {}, {}, {}, {}
 local types = {}
--- A call leaves some 25 KB of garbage. Each collects about as much; else every twentieth would do it for all, in a millisecond.
-local GARBAGE_KB = 30
+local note_heads -- given by those who move items in lines
+-- A call leaves some 12 KB of garbage. Each collects about as much; else every twentieth would do it for all, in a millisecond.
+local GARBAGE_KB = 14
 
 local function seen(key, kind)
   types[key] = kind
 end
 
-local function write(command, key, ...)
-  local row = command == 'HSET' and rows[key]
-  if row then
-    for _, word in ipairs({...}) do
-      table.insert(row, word)
+-- One word or two, or a table of words, which is not the caller's any more.
+local function write(command, key, first, second)
+  local row = rows[key]
+  if row and command == 'HSET' then
+    for _, word in ipairs(first) do
+      row[#row + 1] = word
     end
     return
   end
-  local words = {command, key, ...}
-  rows[key] = command == 'HSET' and words or nil -- what is deleted in between stands between
-  table.insert(writes, words)
+  if command == 'HSET' then
+    rows[key] = first
+  elseif row then
+    rows[key] = nil -- what is deleted in between stands between
+  end
+  local at = planned_end
+  planned[at + 1], planned[at + 2], planned[at + 3], planned[at + 4] = command, key, first or false, second or false
+  planned_end = at + 4
 end
 
 -- What a moderator holds, or whether they may, has changed: the process that serves them looks.
@@ -34,7 +42,7 @@ local function tell(home, moderator)
 end
 
 local function forget()
-  writes, rows, told, desks_read, desks_changed, lines_changed = {}, {}, {}, {}, {}, {}
+  planned, planned_end, rows, told, desks_read, desks_changed, lines_changed = {}, 0, {}, {}, {}, {}, {}
 end
 
 local function check_type(key, kind)
@@ -47,15 +55,17 @@ local function check_type(key, kind)
   end
 end
 
--- The first of each line has a key of its own, so that a desk sees the heads of all its lines by one MGET: its place, in
--- 14 digits, so that heads are compared as text, a space and its id.
-local function note_heads()
-  for class in pairs(lines_changed) do
-    local first = redis.call('ZRANGE', prefix .. 'line:' .. class, 0, 0, 'WITHSCORES')
-    if first[1] then
-      redis.call('SET', prefix .. 'head:' .. class, string.format('%014.0f ', tonumber(first[2])) .. first[1])
+local function make_writes()
+  for at = 1, planned_end, 4 do
+    local command, key, first, second = planned[at], planned[at + 1], planned[at + 2], planned[at + 3]
+    if second then
+      redis.call(command, key, first, second)
+    elseif not first then
+      redis.call(command, key)
+    elseif type(first) == 'table' then
+      redis.call(command, key, unpack(first))
     else
-      redis.call('DEL', prefix .. 'head:' .. class)
+      redis.call(command, key, first)
     end
   end
 end
@@ -63,25 +73,21 @@ end
 -- A message comes last, and one that may not be published keeps nothing from being written.
 local function commit()
   for _, desk in pairs(desks_changed) do
-    write(
-      'HSET', desk.key, 'by', desk.by, 'kind', desk.kind, 'home', desk.home, 'since', desk.since,
-      'version', whole(desk.version + 1),
-      'walk', desk.partial and '3' or desk.walks and '1' or desk.left and '2' or '0'
-    )
+    write('HSET', desk.key, {
+      'by', desk.by, 'kind', desk.kind, 'home', desk.home, 'since', desk.since, 'version', whole(desk.version + 1),
+      'walk', desk.partial and '3' or desk.walks and '1' or desk.left and '2' or '0',
+    })
   end
-  for _, words in ipairs(writes) do
-    local kind = TYPES[words[1]]
+  for at = 1, planned_end, 4 do
+    local kind = TYPES[planned[at]]
     if kind then
-      check_type(words[2], kind)
+      check_type(planned[at + 1], kind)
     end
   end
-  for class in pairs(lines_changed) do
-    check_type(prefix .. 'head:' .. class, 'string')
+  make_writes()
+  if note_heads then
+    note_heads()
   end
-  for _, words in ipairs(writes) do
-    redis.call(unpack(words))
-  end
-  note_heads()
   for _, message in pairs(told) do
     redis.pcall('PUBLISH', message[1], message[2])
   end

@@ -238,16 +238,14 @@ class Machine(RuleBasedStateMachine):
         prefix = self.runtime.key(bare, "")
         keys = [key.decode().removeprefix(prefix) for key in await redis.keys()]
         indexes = [
-            name for name in keys if not name.startswith(("item:", "desk:", "decision:", "totals", "head:", "log"))
+            name for name in keys if not name.startswith(("item:", "desk:", "decision:", "totals", "heads", "log"))
         ]
         pipeline = redis.pipeline(transaction=False)
         for name in indexes:
             pipeline.zrange(prefix + name, 0, -1, withscores=True)
         for item in model.items.values():
             pipeline.hmget(f"{prefix}item:{item.id}", "state", "level", "moderator", "token")
-        heads = [name for name in keys if name.startswith("head:")]
-        for name in heads:
-            pipeline.get(prefix + name)
+        pipeline.hgetall(prefix + "heads")
         answers = await pipeline.execute()
         zsets = {
             name: [(member.decode(), int(score)) for member, score in entries]
@@ -278,13 +276,7 @@ class Machine(RuleBasedStateMachine):
         assert {name for name in indexes if name.startswith("held:")} == {
             f"held:{item.holder}" for item in items if item.holder
         }
-        found = {name: head.decode() for name, head in zip(heads, answers[len(answers) - len(heads) :], strict=True)}
-        first = {name: min((place, item_id) for item_id, place in line.items()) for name, line in lines.items()}
-        assert found == {
-            f"head:{name.removeprefix('line:')}": f"{place:014} {item_id}"
-            for name, (place, item_id) in first.items()
-            if name.startswith("line:")
-        }
+        assert answers[-1] == heads_of(lines)
         self.live = {}
         for item, row in zip(items, answers[len(indexes) :], strict=False):
             assert (row[0].decode(), int(row[1])) == (item.state, item.level)
@@ -298,6 +290,17 @@ class Machine(RuleBasedStateMachine):
         for item in items:
             if item.state == "waiting":
                 assert not [d.name for d in model.desks.values() if d.since is not None and model.may_take(d, item)]
+
+
+def heads_of(lines: dict[str, dict[str, int]]) -> dict[bytes, bytes]:
+    """What `heads` should hold: for each skill the first of each of its lines, in order."""
+    heads: dict[bytes, list[bytes]] = {}
+    for name, line in lines.items():
+        if name.startswith("line:"):
+            skill, _, level = name.removeprefix("line:").rpartition(":")
+            place, item_id = min((place, item_id) for item_id, place in line.items())
+            heads.setdefault(skill.encode(), []).append(f"{place:014} {item_id}\t{level}".encode())
+    return {skill: b"\n".join(sorted(entries)) for skill, entries in heads.items()}
 
 
 @pytest.mark.timeout(120)
