@@ -171,10 +171,12 @@ LINES = [
     ("POST /track, arrays: accepted", "events/s", "15,000"),
     ("POST /track, arrays: in the table", "events/s", "15,000"),
     ("POST /track, arrays: CPU of both processes", "us/event", "-"),
-    ("decision and next of 100,000 items, in Redis, p50", "ms", "-"),
-    ("decision and next of 100,000 items, in Redis, p99", "ms", "below 1.00"),
-    ("item to one of 500 moderators, in Redis, p50", "ms", "-"),
-    ("item to one of 500 moderators, in Redis, p99", "ms", "below 1.00"),
+    ("moderator asks, 100,000 items wait, in Redis, p50", "ms", "-"),
+    ("moderator asks, 100,000 items wait, in Redis, p99", "ms", "below 1.00"),
+    ("item comes, 500 moderators wait, in Redis, p50", "ms", "-"),
+    ("item comes, 500 moderators wait, in Redis, p99", "ms", "below 1.00"),
+    ("a decision and the next item, in Redis, p50", "ms", "-"),
+    ("a decision and the next item, in Redis, p99", "ms", "-"),
     ("a call that matches nothing, in Redis, p99", "ms", "-"),
 ]
 
@@ -216,10 +218,11 @@ async def measure(rounds: int, only: str) -> Figures:
             figures.add(f"POST /track, {kind}: CPU of both processes", found.cpu_us)
 
     async def moderation() -> None:
-        followed, given, nothing = await matches(plain)
+        asked, came, followed, nothing = await matches(plain)
         for name, (middle, last) in (
-            ("decision and next of 100,000 items, in Redis", followed),
-            ("item to one of 500 moderators, in Redis", given),
+            ("moderator asks, 100,000 items wait, in Redis", asked),
+            ("item comes, 500 moderators wait, in Redis", came),
+            ("a decision and the next item, in Redis", followed),
         ):
             figures.add(f"{name}, p50", middle)
             figures.add(f"{name}, p99", last)
