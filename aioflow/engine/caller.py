@@ -20,7 +20,9 @@ from aioflow.engine.connect import ROUND_TRIP_SECONDS, Clients, Command, Wire, s
 from aioflow.engine.keys import Queue
 from aioflow.engine.line import Line, ServerClock
 from aioflow.engine.records import Durability
+from aioflow.engine.rights import rights_in
 from aioflow.engine.scripts import Script
+from aioflow.engine.sentinel import split
 from aioflow.errors import ConfigError, ProtocolError, StoreUnavailable
 
 T = TypeVar("T")
@@ -58,6 +60,8 @@ class Caller:
         """Whether `part` gives another one than this."""
         self.clock = clock if isinstance(clock, ServerClock) else ServerClock()
         self._shown = shown(url)
+        self.user = split(url).netloc.rpartition("@")[0].partition(":")[0] or "default"
+        """As whom it connects, as the server's ACL names it."""
         self.line = Line(self._shown, quiet=quiet)
         self._plain = self.in_memory  # fakeredis takes no shebang line
 
@@ -165,8 +169,13 @@ class Caller:
             if code in REFUSED or isinstance(error, (driver.OutOfMemoryError, driver.TryAgainError)):
                 return StoreUnavailable(f"redis cannot serve now: {error}")
             if isinstance(error, driver.NoPermissionError) or "ACL failure in script" in str(error):
-                return ConfigError(f"redis refuses {what} to this user: {error}")
+                lacking = rights_in(str(error))
+                mend = f"; ACL SETUSER {self.user} {' '.join(lacking)}" if lacking else ""
+                return ConfigError(f"redis refuses {what} to this user: {error}{mend}; the README has the whole line")
             return ProtocolError(f"{what} failed in redis: {error}")
+        if isinstance(error.__cause__, driver.NoPermissionError):
+            # The driver says so of what it sends to each new connection, as if the server were away.
+            return self._mapped(error.__cause__, what)
         return self.lost(error)
 
     def lost(self, error: BaseException) -> StoreUnavailable:

@@ -37,6 +37,7 @@ from aioflow.engine.records import (
     Settlement,
     Sizes,
 )
+from aioflow.engine.rights import check_rights
 from aioflow.engine.rows import ask_sizes, job_info, memory_of, parse_result, sizes_of
 from aioflow.engine.scripts import Script
 from aioflow.errors import NotFound, ProtocolError, StoreUnavailable
@@ -386,24 +387,24 @@ class Store(Caller):
         return reply is not None
 
     async def begin(self, queues: Sequence[Queue]) -> None:
-        """Load every script and hear the server's clock. Raises ConfigError where this user may not run them.
+        """Load every script, ask for this user's rights, and hear the server's clock.
 
-        A call without jobs is refused by its script before it does anything, so it shows what the server's ACL says.
+        Raises ConfigError that names every right which its ACL lacks.
         """
         names = [path.stem for path in sorted((scripts.script_root() / "queue").glob("*.lua"))]
         loaded = [scripts.load(f"queue/{name}", plain=self._plain) for name in names]
         loaded.append(scripts.load("timeline/page", plain=self._plain))
         for script in loaded:
             await self._command(partial(self.redis.script_load, script.source))
-        parts = list(dict.fromkeys(map(self.part, queues))) or [self]
+        of_parts: dict[Store, list[Queue]] = {}
+        for queue in queues:
+            of_parts.setdefault(self.part(queue), []).append(queue)
+        for part, mine in of_parts.items():
+            await check_rights(part, mine)
+        parts: list[Store] = list(of_parts) or [self]
         for part in parts:
             await part.hear_server()
         self.clock = parts[0].clock
-        submit = scripts.load("queue/submit", plain=self._plain)
-        for queue in queues:
-            (refused,) = await self._command(partial(self._wire.ask, [evalsha(submit, queue, ("0", "0", "0"))]))
-            if isinstance(refused, driver.NoPermissionError):
-                raise self._mapped(refused, "queue/submit")
 
     async def hear_server(self) -> None:
         """Hear the server's clock, and since when it is up."""
@@ -466,6 +467,8 @@ class Store(Caller):
         """How many replicas follow the server; in a cluster, the one that has the fewest."""
         servers = await self._command(self._servers)
         abouts = [await self._command(partial(server.info, "replication")) for server in servers]
+        for server in servers:
+            await self._command(partial(server.execute_command, "WAIT", 0, 1))  # whether this user may
         return min(int(about.get("connected_slaves", 0)) if about.get("role") == "master" else 0 for about in abouts)
 
     async def totals(self, queue: Queue) -> dict[str, int]:

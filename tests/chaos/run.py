@@ -255,7 +255,7 @@ class Run:
         return str(await self._asked("CONFIG", "SET", "maxmemory", "0"))
 
     async def _asked(self, *words: str) -> Any:
-        async with Redis.from_url(self._valkey.url) as redis:
+        async with Redis.from_url(self._valkey.admin_url) as redis:
             return await redis.execute_command(*words)
 
     # ---- the end

@@ -433,9 +433,9 @@ async def test_a_url_that_sets_what_it_cannot_is_said_in_a_line(
 
 
 async def test_a_user_who_may_not_run_scripts_is_said_in_a_line(refuse: Starter, own_valkey: Valkey) -> None:
-    async with Redis.from_url(own_valkey.url, protocol=2) as admin:
+    async with Redis.from_url(own_valkey.admin_url, protocol=2) as admin:
         await admin.execute_command("ACL", "SETUSER", "u", "on", ">secret", "~*", "&*", "+@all", "-evalsha")
-    said = await refused(refuse("--redis", own_valkey.url.replace("unix://", "unix://u:secret@")))
+    said = await refused(refuse("--redis", own_valkey.admin_url.replace("unix://", "unix://u:secret@")))
     assert "evalsha" in said
     assert "secret" not in said
 
