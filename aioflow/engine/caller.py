@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar
 from redis import exceptions as driver
 from redis.asyncio import Redis
 
-from aioflow.engine import scripts
+from aioflow.engine import scripts, tls
 from aioflow.engine.cluster import slot_of, tag_of
 from aioflow.engine.cluster_client import ClusterClient
 from aioflow.engine.connect import ROUND_TRIP_SECONDS, Clients, Command, Wire, shown
@@ -180,8 +180,8 @@ class Caller:
 
     def lost(self, error: BaseException) -> StoreUnavailable:
         """Take note that the line broke; what to raise."""
-        reason = str(error) or f"no answer within {ROUND_TRIP_SECONDS:g} s"
-        self.line.down(error if str(error) else TimeoutError(reason))
+        reason = tls.reason_of(error) or f"no answer within {ROUND_TRIP_SECONDS:g} s"
+        self.line.down(error if str(error) == reason else OSError(reason))
         return StoreUnavailable(f"redis is away: {reason}")
 
 
