@@ -9,9 +9,8 @@ import pytest
 from tests.security.audit import verdict
 
 SOUND: dict[str, Any] = {"name": "sound", "version": "1", "vulns": []}
-FLAWED: dict[str, Any] = {
-    "name": "flawed", "version": "2", "vulns": [{"id": "PYSEC-1", "fix_versions": ["3"]}, {"id": "X", "fix_versions": []}],
-}  # fmt: skip
+FLAWS = [{"id": "PYSEC-1", "fix_versions": ["3"]}, {"id": "X", "fix_versions": []}]
+FLAWED: dict[str, Any] = {"name": "flawed", "version": "2", "vulns": FLAWS}
 SKIPPED: dict[str, Any] = {"name": "skipped", "skip_reason": "not found"}
 
 
