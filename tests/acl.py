@@ -69,9 +69,15 @@ class _Probe:
         if not str(asking.f_globals["__name__"]).startswith("tests.") or not self._differs(caller):
             return caller.__dict__["own redis"]
         if "probe" not in caller.__dict__:
-            clients = Clients(of_default(caller._clients._url), "test")
-            caller.__dict__["probe"] = clients.make(16)
-            caller._clients._made.append(caller.__dict__["probe"])  # it is closed with the others
+            own, probes = caller._clients, Clients(of_default(caller._clients._url), "test")
+            caller.__dict__["probe"] = probes.make(16)
+            close = own.close
+
+            async def close_both() -> None:
+                await probes.close()
+                await close()
+
+            own.close = close_both  # type: ignore[method-assign]
         return caller.__dict__["probe"]
 
     @staticmethod
