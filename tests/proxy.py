@@ -73,6 +73,11 @@ class Proxy:
         assert self._listener is not None
         return f"redis://127.0.0.1:{self._listener.sockets[0].getsockname()[1]}"
 
+    @property
+    def is_losing(self) -> bool:
+        """Whether a reply is still to be lost."""
+        return any(loss.times > 0 for loss in self._losses)
+
     def cut(self) -> None:
         """Break every connection."""
         for link in list(self.links):
