@@ -80,6 +80,7 @@ async def after_a_run(
     """One order and one payment were accepted and done, and every runtime has ended."""
     monkeypatch.setenv(SQLITE, str(tmp_path / "books"))
     monkeypatch.setenv(ledger.FOLDER, str(tmp_path))
+    monkeypatch.setattr(ledger, "watch", lambda: None)  # a thread for as long as its process
     services = [shop, stock, books, archive, payments]
     async with Runtime(services, redis=own_valkey.url, namespace=namespace) as working:
         await (await working.submit(charge, Payment(payer_id="a", recipient_id="b", amount=1), id=PAID)).result(10)
@@ -94,7 +95,7 @@ async def after_a_run(
         async with Runtime(services, redis=own_valkey.url, namespace=namespace, workers=False) as looking:
             yield looking
     finally:
-        for name in [ledger.BLOCKS, ledger.STALLS, *(f"{part:02}" for part in range(ledger.PARTS))]:
+        for name in [ledger.BLOCKS, *(f"{part:02}" for part in range(ledger.PARTS))]:
             if (tmp_path / name).exists():
                 os.close(ledger._opened(name))
         ledger._opened.cache_clear()
