@@ -16,9 +16,9 @@ from services.payments.api import charge
 from services.payments.api import service as payments
 from tests.chaos.judge import Findings
 from tests.chaos.keyspace import EMPTY, foreign, rules
-from tests.chaos.work import archive, book, books, die, eat, file, is_filed, sell, shop, step, stock, take
+from tests.chaos.work import archive, book, books, die, eat, file, is_filed, sell, shop, step, stock, take, wait
 
-TASKS: Any = (sell, die, eat, step, take, book, file, charge)
+TASKS: Any = (sell, die, eat, step, wait, take, book, file, charge)
 DEADLY: Any = (die, eat)
 
 
@@ -59,13 +59,14 @@ class Check:
         """Each accepted order was sold, taken and written down, once each; what got no receipt, at most once each."""
         accepted = self._accepted("order")
         notes = [(shop, "sold", accepted), (stock, "taken", accepted)]
+        notes.append((shop, "waited", self._accepted("wait")))
         notes.append((books, "booked", {name for name in accepted if not is_filed(name)}))
         notes.append((archive, "filed", {name for name in accepted if is_filed(name)}))
         for service, note, expected in notes:
             found = await self._hash(self._runtime.key(service, note))
-            self.lost += self._say(f"accepted orders not {note}", expected - found.keys())
+            self.lost += self._say(f"accepted jobs not {note}", expected - found.keys())
             self.doubled += self._say(
-                f"orders {note} more than once", [name for name, count in found.items() if count != b"1"]
+                f"jobs {note} more than once", [name for name, count in found.items() if count != b"1"]
             )
 
     def _rows(self, written: list[str], filed: list[str]) -> None:

@@ -37,6 +37,8 @@ class History:
     spans: list[Span] = field(default_factory=list)
     deaths: dict[int, float] = field(default_factory=dict)
     """By pid, when a process was killed."""
+    starts: dict[int, float] = field(default_factory=dict)
+    """By pid, when a runtime began to work."""
     began: float = field(default_factory=time.monotonic)
     """When the schedule did."""
 
@@ -57,6 +59,16 @@ class History:
     def died(self, pid: int) -> None:
         """A process is dead; the first to say so is right."""
         self.deaths.setdefault(pid, time.monotonic())
+
+    def has_survivor(self, since: float, until: float, *, but: int) -> bool:
+        """Whether another runtime worked all that time; one that was told to end works no more."""
+        return any(
+            pid != but
+            and start < since
+            and self.deaths.get(pid, math.inf) > until
+            and not any(span.began < until for span in self.spans if span.kind == END and span.pid == pid)
+            for pid, start in self.starts.items()
+        )
 
     def is_disturbed(self, since: float, until: float, *, but: int) -> bool:
         """Whether anything but the death of that one process went wrong in that time, or shortly before."""

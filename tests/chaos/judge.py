@@ -97,6 +97,8 @@ class Judge:
             limit = self._leases[attempt.task] + RECOVERED_IN
             if self._history.is_disturbed(killed, killed + limit, but=attempt.pid):
                 continue
+            if not self._history.has_survivor(killed, killed + limit, but=attempt.pid):
+                continue
             self._findings.judged["recoveries"] += 1
             again = attempts[index + 1].began if index + 1 < len(attempts) else None
             if again is None:

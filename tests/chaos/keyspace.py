@@ -16,7 +16,7 @@ PAYMENTS = {
     "(payments|insufficient_funds)_(made|received)_by:.+": "zset",
 }
 DATA: Mapping[str, Mapping[str, str]] = {
-    "shop": {"sold": "hash"},
+    "shop": {"sold|waited": "hash"},
     "stock": {"taken": "hash"},
     "books": {"booked": "hash"},
     "archive": {"filed": "hash"},

@@ -23,7 +23,7 @@ from aioflow import Job
 FOLDER = "CHAOS_LEDGER"
 """The environment variable that names the folder."""
 PARTS = 16
-BLOCKS, STALLS = "blocks", "stalls"
+BLOCKS, STALLS, STARTS = "blocks", "stalls", "starts"
 WATCHED = 0.05
 STALLED = 0.3
 """Seconds that a thread sleeps, and for which more it must not have run to be a stall."""
@@ -55,7 +55,8 @@ def part_of(job_id: str) -> str:
 
 @cache
 def watch() -> None:
-    """Note when this process does not run, for want of a processor or because it is frozen; once in each process."""
+    """Note that this process works, and when it does not run, frozen or for want of a processor; once in each."""
+    os.write(_opened(STARTS), f"S {time.monotonic():.6f} {os.getpid()}\n".encode())
     threading.Thread(target=_watch, name="chaos watch", daemon=True).start()
 
 
@@ -116,7 +117,7 @@ def read(folder: Path, part: int) -> dict[tuple[str, str], list[Attempt]]:
 
 
 def read_spans(folder: Path, name: str) -> list[tuple[int, float, float | None]]:
-    """(pid, from, until or None) of each time that a handler held up its loop, or that a process did not run."""
+    """(pid, from, until or None) of each time that a handler held up its loop, or did not run; or works."""
     spans: list[tuple[int, float, float | None]] = []
     begun: dict[int, float] = {}
     file = folder / name

@@ -19,10 +19,12 @@ import uvloop
 
 from aioflow import AioflowError, Runtime
 from tests.chaos import receipts
-from tests.chaos.work import Order, die, eat, sell, shop
+from tests.chaos.work import Order, die, eat, sell, shop, wait
 
 DEEDS = ["fail"] * 20 + ["sleep"] * 5 + ["block"] * 2
 """Of a thousand orders."""
+WAITING = 0.3
+"""Seconds from one waiting job to the next."""
 PAUSE = 0.05
 """Seconds before somebody who got no receipt asks again."""
 HOLDING = 0.0001
@@ -59,6 +61,13 @@ class Submitter:
             priority = self._drawn.choice([0, 4, 4, 9])
             await self._until_received(runtime, "order", sell, name, order, delay=delay, priority=priority)
             await asyncio.sleep(max(0.0, due - time.monotonic()))
+
+    async def waits(self, runtime: Runtime) -> None:
+        """Submit jobs that take their time, a few."""
+        while not self.ending.is_set():
+            name = self._name()
+            await self._until_received(runtime, "wait", wait, name, name)
+            await asyncio.sleep(WAITING)
 
     def _deed(self) -> Any:
         if self._drawn.random() < HOLDING:
@@ -112,6 +121,7 @@ async def run(options: argparse.Namespace) -> None:
     timeout = aiohttp.ClientTimeout(total=10)
     runtime = Runtime([shop], redis=options.redis, namespace=options.namespace, workers=False)
     async with runtime, aiohttp.ClientSession(timeout=timeout) as session, asyncio.TaskGroup() as tasks:
+        tasks.create_task(submitter.waits(runtime))
         for _ in range(options.submitters):
             tasks.create_task(submitter.orders(runtime, options.pace))
             tasks.create_task(submitter.payments(session, 4 * options.pace))

@@ -39,12 +39,15 @@ LEDGERS = [
     ("", [KILLED, attempt(2, 12.6, 12.7, pid=2)], History([Span(SERVER, 10.6, 10.7)], GONE)),
     ("", [KILLED, attempt(2, 12.6, 12.7, pid=2)], History([STEP], GONE)),
     ("", [KILLED, attempt(2, 12.6, 12.7, pid=2)], History(deaths={**GONE, 2: 11.0})),
+    ("", [KILLED, attempt(2, 12.6, 12.7, pid=3)], History(deaths={**GONE, 2: 9.0})),
 ]
 
 
 def judged(history: History | None = None) -> tuple[Judge, Findings]:
     findings = Findings()
-    return Judge(findings, history or History(), {TASK: 1.0}, [TASK]), findings
+    history = history or History()
+    history.starts = {1: 1.0, 2: 1.0}
+    return Judge(findings, history, {TASK: 1.0}, [TASK]), findings
 
 
 def assert_named(findings: Findings, words: str) -> None:

@@ -25,6 +25,8 @@ from tests.chaos import ledger
 SQLITE, POSTGRES, KEEP = "CHAOS_SQLITE", "CHAOS_POSTGRES", "CHAOS_KEEP"
 """Environment variables: the file of the books, the URL of the archive, the seconds for which records are kept."""
 LEASE = 1.0
+WAITED = 3.0 * LEASE
+"""Seconds that a waiting job takes."""
 HELD_UP = 2.5 * LEASE
 """Seconds for which the worst of handlers holds up its loop."""
 PATIENT = Retry(attempts=50, base=0.02, longest=0.5)
@@ -93,6 +95,13 @@ async def eat(name: str) -> None:
         eaten.append(b"\1" * BITE)
         await asyncio.sleep(0.02)
     raise MemoryError("nobody has killed this process")
+
+
+@shop.task(most_crashes=BLAMELESS, retry=PATIENT, **KEPT)
+async def wait(name: str, job: Job) -> None:
+    """Run for longer than a lease, in a queue that is never long: how soon it starts again is looked at."""
+    await asyncio.sleep(WAITED)
+    job.commit.hincrby("waited", name, 1)
 
 
 @shop.task(concurrency=1, **KEPT)
