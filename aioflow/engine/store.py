@@ -412,7 +412,8 @@ class Store(Caller):
         seconds, micros = await self._command(server.time)
         self.clock.hear(int(seconds) * 1000 + int(micros) // 1000)
         # Leases may be judged at once where their holders have had the time to renew them since the server came up.
-        self.line.connected_at = time.monotonic() - float(uptime)
+        # A server whose clock was set back says that it came up in times to come.
+        self.line.connected_at = time.monotonic() - max(0.0, float(uptime))
 
     async def ping(self) -> None:
         """Raise StoreUnavailable unless the server answers."""
