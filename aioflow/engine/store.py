@@ -406,14 +406,12 @@ class Store(Caller):
                 raise self._mapped(refused, "queue/submit")
 
     async def hear_server(self) -> None:
-        """Hear the server's clock, and since when it is up."""
+        """Hear the server's clock. It may have been set a moment ago; its uptime, which follows it, does not tell."""
         server = await self._command(self._server)
-        uptime = 0 if self.in_memory else (await self._command(lambda: server.info("server")))["uptime_in_seconds"]
         seconds, micros = await self._command(server.time)
         self.clock.hear(int(seconds) * 1000 + int(micros) // 1000)
-        # Leases may be judged at once where their holders have had the time to renew them since the server came up.
-        # A server whose clock was set back says that it came up in times to come.
-        self.line.connected_at = time.monotonic() - max(0.0, float(uptime))
+        # Leases are judged once their holders have had the time to renew them by this clock.
+        self.line.connected_at = time.monotonic()
 
     async def ping(self) -> None:
         """Raise StoreUnavailable unless the server answers."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from redis.asyncio import Redis
 
 from aioflow import Job, Runtime, Service
 from aioflow.engine import maintenance
@@ -48,24 +51,61 @@ async def test_the_empty_turns_of_the_dead_delay_no_recovery(
     await recover(valkey.url, namespace, store)
 
 
-async def test_a_runtime_that_starts_after_the_servers_clock_was_set_back_takes_over(
-    namespace: str, tmp_path: Path
-) -> None:
-    server = Server(tmp_path)
-    if not server.can_step:
-        server.close()
-        pytest.skip("libfaketime is not installed")
-    server.start()
-    store = Store(server.url, name="aioflow:test")
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    """A server whose clock can be set."""
+    made = Server(tmp_path)
     try:
-        server.step(-3600)
+        if not made.can_step:
+            pytest.skip("libfaketime is not installed")
+        made.start()
+        yield made
+    finally:
+        made.close()
+
+
+async def step(server: Server, seconds: int) -> None:
+    """Set its clock, and wait until it shows that."""
+    server.step(seconds)
+    async with Redis.from_url(server.url) as redis:
 
         async def stepped() -> bool:
-            seconds, _ = await store.redis.time()
-            return bool(abs(int(seconds) - time.time() + 3600) < 5)
+            shown, _ = await redis.time()
+            return bool(abs(int(shown) - time.time() - seconds) < 5)
 
         await wait_until(stepped, 2 * STEPPED_IN)
-        await recover(server.url, namespace, store)
-    finally:
-        await store.close()
-        server.close()
+
+
+async def test_a_runtime_that_starts_after_the_servers_clock_was_set_back_takes_over(
+    namespace: str, server: Server
+) -> None:
+    await step(server, -3600)
+    store = Store(server.url, name="aioflow:test")
+    await recover(server.url, namespace, store)
+    await store.close()
+
+
+async def test_a_runtime_that_starts_after_the_servers_clock_was_set_forward_takes_no_live_lease(
+    namespace: str, server: Server
+) -> None:
+    service = Service("demo")
+    starts: list[int] = []
+    gate = asyncio.Event()
+
+    @service.task(lease=6.0)
+    async def work(job: Job) -> int:
+        starts.append(job.attempt)
+        await gate.wait()
+        return job.attempt
+
+    async with Runtime([service], redis=server.url, namespace=namespace) as holder:
+        handle = await holder.submit(work)
+        await wait_until(lambda: starts == [1])
+        await step(server, 3600)
+        async with Runtime([service], redis=server.url, namespace=namespace) as fresh:
+            await idle(fresh)
+            totals = await fresh.totals(work)
+            assert totals.get("reaped", 0) == 0, "its holder has had no time to renew it by the new clock"
+            gate.set()
+            assert await handle.result(10) == 1
+    assert starts == [1]
