@@ -137,11 +137,14 @@ class Proxy:
         self._hold_at = (mark, reply, asyncio.Event())
         return self._hold_at[2]
 
-    def _holds(self, mark: bytes, *, reply: bool) -> None:
-        if self._hold_at is not None and self._hold_at[0] in mark and self._hold_at[1] == reply:
-            self._hold_at[2].set()
-            self._hold_at = None
-            self.stall()
+    def _holds(self, request: bytes, *, reply: bool) -> None:
+        """Stall where this request, or its reply, is what `hold` waits for."""
+        if self._hold_at is not None:
+            mark, of_reply, came = self._hold_at
+            if mark in request and of_reply == reply:
+                self._hold_at = None
+                came.set()
+                self.stall()
 
     async def _accept(self, from_client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
         if self.refusing:

@@ -1,4 +1,4 @@
-"""The server of the walks, one for all of this folder's tests on a worker."""
+"""The servers of the walks and of the counted calls, one each for all of this folder's tests on a worker."""
 
 from __future__ import annotations
 
@@ -25,9 +25,25 @@ def durable_valkey() -> Iterator[Valkey]:
     server.close()
 
 
+@pytest.fixture(scope="session")
+def walked_valkey() -> Iterator[Valkey]:
+    """The server of the walks. It fsyncs in the long mode only: a busy disk would hold up all of them."""
+    server = Valkey(fsync=ALL)
+    server.start()
+    yield server
+    server.close()
+
+
 @pytest.fixture
-async def world(durable_valkey: Valkey) -> AsyncIterator[World]:
+async def world(walked_valkey: Valkey) -> AsyncIterator[World]:
     """For runtimes as they are."""
+    async with World.on(walked_valkey) as made:
+        yield made
+
+
+@pytest.fixture
+async def durable_world(durable_valkey: Valkey) -> AsyncIterator[World]:
+    """On a server that fsyncs."""
     async with World.on(durable_valkey) as made:
         yield made
 

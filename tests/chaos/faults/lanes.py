@@ -12,10 +12,12 @@ import secrets
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, TypeVar
+
+from redis.exceptions import RedisError
 
 from aioflow import AioflowError, Runtime
 from aioflow.engine.store import Store
@@ -61,7 +63,7 @@ class World:
     valkey: Valkey
     near: Store
     starved_at: float = -math.inf
-    """When this process last did not get to run for `STARVED` seconds."""
+    """When this process or its server last did not get to run for `STARVED` seconds."""
 
     @classmethod
     @asynccontextmanager
@@ -81,19 +83,21 @@ class World:
         while True:
             before = time.monotonic()
             await asyncio.sleep(STARVED / 4)
+            with suppress(RedisError):
+                await self.near.redis.ping()
             if time.monotonic() - before > STARVED:
                 self.starved_at = time.monotonic()
 
     async def steadily(self, walk: Callable[[], Awaitable[T]]) -> T:
-        """What a walk comes to where this process gets to run: on a machine that is too busy leases end in earnest.
+        """What a walk comes to where all get to run: on a machine that is too busy leases end in earnest.
 
-        A walk that fails on one is made again, a few times.
+        A walk that failed meanwhile is made again, a few times.
         """
         for _ in range(MOST_STARVED):
             began = time.monotonic()
             try:
                 return await walk()
-            except AssertionError:
+            except Exception:
                 if self.starved_at < began:
                     raise
         return await walk()
@@ -115,7 +119,7 @@ class World:
         await wait_until(none)
 
 
-async def together(*lanes: Coroutine[Any, Any, object], at_once: int = 8) -> None:
+async def together(*lanes: Coroutine[Any, Any, object], at_once: int = 12) -> None:
     """Run lanes side by side; the first that fails ends them all, and is raised.
 
     So few at once, or they keep the loop from one another for as long as a lease.
@@ -143,7 +147,7 @@ def store_fault(method: str, kind: Kind) -> Arm:
 
     def arm(walk: Walk, number: int) -> Struck:
         cancels = kind in {Kind.CANCELLED_BEFORE, Kind.CANCELLED_AFTER}
-        over = walk.has_cancelled if cancels else bool
+        over = walk.has_cancelled if cancels else lambda: True
         fault = FaultyStore.faults[f"aioflow:{walk.runtime.id}"] = Fault(method, number, kind, walk.cancel_asking, over)
         return fault
 

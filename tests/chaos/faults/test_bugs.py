@@ -96,18 +96,18 @@ CHECKS: dict[str, Check] = {
 
 @pytest.mark.parametrize("check", CHECKS)
 async def test_a_check_passes_where_there_is_no_bug(
-    world: World, namespace: str, caplog: pytest.LogCaptureFixture, check: str
+    durable_world: World, namespace: str, caplog: pytest.LogCaptureFixture, check: str
 ) -> None:
-    await world.steadily(lambda: CHECKS[check](world, namespace, caplog))
+    await durable_world.steadily(lambda: CHECKS[check](durable_world, namespace, caplog))
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
 async def test_a_planted_bug_is_noticed(
-    world: World, namespace: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, bug: Bug
+    durable_world: World, namespace: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, bug: Bug
 ) -> None:
     plant(bug, monkeypatch)
     try:
-        await CHECKS[bug.caught_by](world, namespace, caplog)
+        await CHECKS[bug.caught_by](durable_world, namespace, caplog)
     except (AssertionError, AioflowError):
         return
     except ExceptionGroup as several:  # of a walk whose parts go side by side
