@@ -12,6 +12,7 @@ from aioflow import JobInfo, Problem, Runtime, State
 from aioflow.web import format_time, json_body, wrong
 from services.factors.compute import compute, service
 from services.factors.models import WANTED, NewQuestion, Question
+from services.factors.shown import QuestionState
 
 __all__ = ["service"]
 
@@ -40,11 +41,11 @@ async def from_body(request: web.Request, _: Runtime) -> NewQuestion:
         raise
 
 
-service.get("/compute_factors", submits=compute, before=from_query, location="/compute_factors/{id}")
-service.post("/compute_factors", submits=compute, before=from_body, location="/compute_factors/{id}")
+service.get("/compute_factors", submits=compute, before=from_query, location="/compute_factors/{id}", query=NewQuestion)
+service.post("/compute_factors", submits=compute, before=from_body, location="/compute_factors/{id}", body=NewQuestion)
 
 
-@service.get("/compute_factors/{tracking_id}")
+@service.get("/compute_factors/{tracking_id}", answers={200: QuestionState}, problems=(503,))
 async def one(request: web.Request, runtime: Runtime) -> dict[str, Any]:
     """One question: its state, its times, and its answer once there is one."""
     return _of_job(await runtime.inspect(compute, request.match_info["tracking_id"]))

@@ -9,7 +9,7 @@ from aiohttp import web
 
 from aioflow import Page, Problem, Runtime
 from aioflow.timeline import ReadPage
-from aioflow.web import format_time, read_choice, read_range, read_seconds, wrong
+from aioflow.web import PageQuery, RangeQuery, format_time, read_choice, read_range, read_seconds, wrong
 from services.moderation.declared import asked, hub_of, service
 from services.moderation.models import LEVELS, Outcome
 from services.moderation.params import page_of
@@ -22,12 +22,25 @@ from services.moderation.records import (
     shown_desk,
     shown_item,
 )
+from services.moderation.shown import (
+    Counts,
+    Decisions,
+    DecisionsQuery,
+    Desks,
+    DesksQuery,
+    Line,
+    LineQuery,
+    Locks,
+    Overdue,
+    OverdueQuery,
+    WholeItem,
+)
 
 CLASS = ("category", "language", "level")
 FILTERS = ("moderator", "category", "outcome")
 
 
-@service.get("/moderation/items")
+@service.get("/moderation/items", query=LineQuery, answers={200: Line}, problems=(503,))
 async def waiting(request: web.Request, runtime: Runtime) -> dict[str, Any]:
     """Waiting items in the order of the line: of all, or of one class."""
     hub_of(runtime)
@@ -45,7 +58,7 @@ async def waiting(request: web.Request, runtime: Runtime) -> dict[str, Any]:
     return {"items": items, "count": count, "cursor": listed.cursor}
 
 
-@service.get("/moderation/items/{id:[^/]+}")
+@service.get("/moderation/items/{id:[^/]+}", answers={200: WholeItem}, problems=(503,))
 async def one(request: web.Request, runtime: Runtime) -> dict[str, Any]:
     """One item, with its content."""
     hub_of(runtime)
@@ -67,7 +80,7 @@ async def one(request: web.Request, runtime: Runtime) -> dict[str, Any]:
     return {**shown, "content": orjson.loads(body)["content"]}
 
 
-@service.get("/moderation/overdue")
+@service.get("/moderation/overdue", query=OverdueQuery, answers={200: Overdue}, problems=(503,))
 async def overdue(request: web.Request, runtime: Runtime) -> dict[str, Any]:
     """Items that have been undecided for longer than `older_than` seconds, oldest first."""
     hub_of(runtime)
@@ -77,7 +90,7 @@ async def overdue(request: web.Request, runtime: Runtime) -> dict[str, Any]:
     return {"items": await items_of(runtime, listed), "count": count, "cursor": listed.cursor}
 
 
-@service.get("/moderation/locks")
+@service.get("/moderation/locks", query=PageQuery, answers={200: Locks}, problems=(503,))
 async def locks(request: web.Request, runtime: Runtime) -> dict[str, Any]:
     """Items that are held, by the deadline of their lock."""
     hub_of(runtime)
@@ -88,7 +101,7 @@ async def locks(request: web.Request, runtime: Runtime) -> dict[str, Any]:
     return {"locks": shown, "cursor": listed.cursor}
 
 
-@service.get("/moderation/desks")
+@service.get("/moderation/desks", query=DesksQuery, answers={200: Desks}, problems=(503,))
 async def desks(request: web.Request, runtime: Runtime) -> dict[str, Any]:
     """Moderators: `state=all` by when they joined, `state=waiting` in the order in which they get the next items."""
     hub_of(runtime)
@@ -110,7 +123,7 @@ async def desks(request: web.Request, runtime: Runtime) -> dict[str, Any]:
     return {"desks": shown, "cursor": listed.cursor}
 
 
-@service.get("/moderation/decisions")
+@service.get("/moderation/decisions", query=DecisionsQuery, answers={200: Decisions}, problems=(503,))
 async def decisions(request: web.Request, runtime: Runtime) -> dict[str, Any]:
     """Decisions in a time range, oldest first: all, or those of one moderator, category or outcome."""
     hub_of(runtime)
@@ -127,7 +140,7 @@ async def decisions(request: web.Request, runtime: Runtime) -> dict[str, Any]:
     return {"decisions": shown, "cursor": listed.cursor}
 
 
-@service.get("/moderation/counts")
+@service.get("/moderation/counts", query=RangeQuery, answers={200: Counts}, problems=(503,))
 async def counts(request: web.Request, runtime: Runtime) -> dict[str, Any]:
     """How many decisions had each outcome in a time range, and how much is there now."""
     hub_of(runtime)

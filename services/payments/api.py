@@ -16,6 +16,17 @@ from aioflow.web import format_time, read_choice, read_page, read_range, read_se
 from services.payments.gateways import CheckedGateway, Gateway, HttpGateway, SimulatedGateway
 from services.payments.models import GatewayError, Outcome, Payment, PaymentRefused, Receipt
 from services.payments.settings import load_settings
+from services.payments.shown import (
+    Count,
+    CountQuery,
+    ListQuery,
+    Overdue,
+    OverdueQuery,
+    PartyQuery,
+    Payments,
+    PaymentState,
+    Requeued,
+)
 
 LEDGER = "gateway_ledger"
 
@@ -88,7 +99,7 @@ async def charge(payment: Payment, job: Job) -> Receipt:
 service.post("/payments", submits=charge, location="/payments/{id}")
 
 
-@service.get("/payments/overdue")
+@service.get("/payments/overdue", query=OverdueQuery, answers={200: Overdue}, problems=(503,))
 async def overdue(request: web.Request, runtime: Runtime) -> dict[str, Any]:
     """Payments that have been queued or running for longer than `older_than` seconds, oldest first."""
     older_than = read_seconds(request, "older_than", 60.0)
@@ -104,20 +115,20 @@ async def overdue(request: web.Request, runtime: Runtime) -> dict[str, Any]:
     }
 
 
-@service.get("/payments/count")
+@service.get("/payments/count", query=CountQuery, answers={200: Count}, problems=(503,))
 async def count(request: web.Request, runtime: Runtime) -> dict[str, Any]:
     """How many payments have a status, in a time range."""
     status, since_ms, until_ms = read_choice(request, "status", STATUSES), *read_range(request)
     return {"status": status, "count": await _count(runtime, status, since_ms, until_ms)}
 
 
-@service.get("/payments/{tracking_id}")
+@service.get("/payments/{tracking_id}", answers={200: PaymentState}, problems=(503,))
 async def one(request: web.Request, runtime: Runtime) -> dict[str, Any]:
     """One payment: its state, its times, and what came of it."""
     return _of_job(await runtime.inspect(charge, request.match_info["tracking_id"]))
 
 
-@service.post("/payments/{tracking_id}/requeue")
+@service.post("/payments/{tracking_id}/requeue", answers={202: Requeued}, problems=(409, 503))
 async def requeue(request: web.Request, runtime: Runtime) -> web.Response:
     """Give a dead payment a new life."""
     tracking_id = request.match_info["tracking_id"]
@@ -130,7 +141,7 @@ async def requeue(request: web.Request, runtime: Runtime) -> web.Response:
     )
 
 
-@service.get("/payments")
+@service.get("/payments", query=ListQuery, answers={200: Payments}, problems=(503,))
 async def listing(request: web.Request, runtime: Runtime) -> dict[str, Any]:
     """Payments of one status, oldest first."""
     status = read_choice(request, "status", STATUSES)
@@ -148,13 +159,13 @@ async def listing(request: web.Request, runtime: Runtime) -> dict[str, Any]:
     return {"payments": [_of_job(info) for info in infos if info is not None], "cursor": listed.cursor}
 
 
-@service.get("/payers/{party_id:[^/]+}/payments")
+@service.get("/payers/{party_id:[^/]+}/payments", query=PartyQuery, answers={200: Payments}, problems=(503,))
 async def made(request: web.Request, runtime: Runtime) -> dict[str, Any]:
     """The successful payments of a payer, oldest first; `status=insufficient_funds` for those that were declined."""
     return await _of_party(request, runtime, {"success": payments_made_by, "insufficient_funds": insufficient_made_by})
 
 
-@service.get("/recipients/{party_id:[^/]+}/payments")
+@service.get("/recipients/{party_id:[^/]+}/payments", query=PartyQuery, answers={200: Payments}, problems=(503,))
 async def received(request: web.Request, runtime: Runtime) -> dict[str, Any]:
     """The successful payments to a recipient, oldest first; `status=insufficient_funds` for the declined."""
     return await _of_party(
