@@ -23,9 +23,9 @@ from aioflow.ingress.schemas import Json, Schemas, fields_of
 from aioflow.service import Route, Service
 
 PATH = "/openapi.json"
-ANY_ROUTE = (400, 414, 417, 431)
-"""What any request may be answered with, since it may be none that can be read."""
-WITH_BODY = (408, 413, 415, 422)
+ANY_ROUTE = (400, 408, 414, 417, 431)
+"""What any request may be answered with, since it may be none that can be read, or come too slowly."""
+WITH_BODY = (413, 415, 422)
 SUBMITS = (409, 429, 503)
 TEXT: Json = {"type": "string"}
 ACCEPTED: Json = {
