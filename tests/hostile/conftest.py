@@ -15,12 +15,13 @@ from tests.serving import Serve
 from tests.valkey import Valkey
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def everything(valkey: Valkey) -> Iterator[Serve]:
     """The served process; in the end its log holds no fault."""
     with tempfile.TemporaryDirectory(prefix="aioflow-hostile-") as data:
         environment = {**ENVIRONMENT, "AIOFLOW_NAMESPACE": "hostile"}
-        serve = Serve("--redis", valkey.url, "--port", "0", "--data", data, environment=environment)
+        options = ("--redis", valkey.url, "--port", "0", "--data", data, "--grace", "1")
+        serve = Serve(*options, environment=environment)
         loop = asyncio.new_event_loop()
         try:
             loop.run_until_complete(serve.start())
