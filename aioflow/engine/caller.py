@@ -17,6 +17,7 @@ from aioflow.engine import scripts
 from aioflow.engine.cluster import slot_of, tag_of
 from aioflow.engine.cluster_client import ClusterClient
 from aioflow.engine.connect import ROUND_TRIP_SECONDS, Clients, Command, Wire, shown
+from aioflow.engine.foreign import WRONG_TYPE, foreign_keys
 from aioflow.engine.keys import Queue
 from aioflow.engine.line import Line, ServerClock
 from aioflow.engine.records import Durability
@@ -139,7 +140,7 @@ class Caller:
                 repeated = True
                 self.line.broke()
             except (driver.RedisError, OSError) as error:
-                raise self._mapped(error, script.name) from error
+                raise await self._refusal(error, script, commands) from error
             else:
                 self.line.served(sent)
                 return replies
@@ -147,14 +148,22 @@ class Caller:
     async def _load(self, script: Script) -> None:
         await (await self._server()).script_load(script.source)
 
-    async def _command(self, send: Callable[[], Awaitable[T]]) -> T:
+    async def _command(self, send: Callable[[], Awaitable[T]], key: str = "") -> T:
         sent = time.monotonic()
         try:
             reply = await send()
         except (driver.RedisError, OSError, TimeoutError) as error:
-            raise self._mapped(error, "a command") from error
+            raise self._mapped(error, f"a command on {key}" if key else "a command") from error
         self.line.up(sent)
         return reply
+
+    async def _refusal(self, error: BaseException, script: Script, commands: Sequence[Command]) -> Exception:
+        """As `_mapped`; where a key holds another type than it should, that key is named."""
+        mapped = self._mapped(error, script.name)
+        if not isinstance(mapped, ProtocolError) or WRONG_TYPE not in str(error):
+            return mapped
+        named = await foreign_keys(await self._server(), script, commands)
+        return ProtocolError(f"{script.name} met what is not aioflow's: {named}") if named else mapped
 
     def _mapped(self, error: BaseException, what: str) -> Exception:
         if isinstance(error, driver.ResponseError):

@@ -225,7 +225,7 @@ class Store(Caller):
 
     async def leave(self, queue: Queue, runner: str) -> None:
         """Note that a runtime looks after a queue no more."""
-        await self._command(lambda: self.redis.zrem(queue.keys["runners"], runner))
+        await self._command(lambda: self.redis.zrem(queue.keys["runners"], runner), queue.keys["runners"])
 
     async def trim(self, queue: Queue, *, keep_done_ms: int, keep_dead_ms: int, limit: int = MOST_JOBS) -> int:
         """Forget finished jobs that are older than their retention; how many. May be repeated."""
@@ -267,7 +267,9 @@ class Store(Caller):
 
     async def outbox(self, queue: Queue, limit: int) -> list[Emitted]:
         """The first jobs in a queue's outbox."""
-        entries: Any = await self._command(lambda: self.redis.xrange(queue.keys["outbox"], count=limit))
+        entries: Any = await self._command(
+            lambda: self.redis.xrange(queue.keys["outbox"], count=limit), queue.keys["outbox"]
+        )
         try:
             return [
                 Emitted(
@@ -284,14 +286,14 @@ class Store(Caller):
 
     async def forget(self, queue: Queue, sequences: Sequence[str]) -> None:
         """Take jobs out of a queue's outbox, once their queues have them."""
-        await self._command(lambda: self.redis.xdel(queue.keys["outbox"], *sequences))
+        await self._command(lambda: self.redis.xdel(queue.keys["outbox"], *sequences), queue.keys["outbox"])
 
     async def inspect(self, queue: Queue, ids: Sequence[str]) -> list[JobInfo | None]:
         """What is known of jobs, as one moment; None where no record is kept."""
         script = scripts.load("queue/inspect", plain=self._plain)
         call = evalsha(script, queue, (str(len(ids)), *ids))
         (replies,) = await self._ask(script, [call], self._wire)
-        return [None if reply is None else job_info(job_id, reply) for job_id, reply in zip(ids, replies, strict=True)]
+        return [job_info(queue, job_id, reply) if reply else None for job_id, reply in zip(ids, replies, strict=True)]
 
     async def await_result(self, queue: Queue, job_id: str, channel: str) -> tuple[State, bytes] | None:
         """(state, result) of a finished job; None: its finish will be told on `channel`. Raises NotFound."""
@@ -301,16 +303,17 @@ class Store(Caller):
             raise NotFound(queue.name, job_id)
         if reply == -1:
             raise StoreUnavailable(f"too many runtimes wait for {queue.name} {job_id}; ask again")
-        return None if reply == 1 else parse_result(reply)
+        return None if reply == 1 else parse_result(reply, queue.keys["results"], job_id)
 
     # ---- plain reads and small writes
 
     async def look(self, queue: Queue, job_id: str) -> tuple[State, bytes] | None:
         """(state, result) of a finished job; None: it has not finished. Raises NotFound."""
-        row: Any = await self._command(lambda: self.redis.hget(queue.keys["results"], job_id))
+        results, jobs = queue.keys["results"], queue.keys["jobs"]
+        row: Any = await self._command(lambda: self.redis.hget(results, job_id), results)
         if row is not None:
-            return parse_result(row)
-        if not await self._command(lambda: self.redis.hexists(queue.keys["jobs"], job_id)):
+            return parse_result(row, results, job_id)
+        if not await self._command(lambda: self.redis.hexists(jobs, job_id), jobs):
             raise NotFound(queue.name, job_id)
         return None
 
@@ -326,15 +329,15 @@ class Store(Caller):
 
     async def count(self, key: str, since: int, until: int) -> int:
         """How many entries of a sorted set have since <= score < until."""
-        return int(await self._command(lambda: self.redis.zcount(key, since, f"({until}")))
+        return int(await self._command(lambda: self.redis.zcount(key, since, f"({until}"), key))
 
     async def configure(self, queue: Queue, bound: int | None) -> None:
         """Write what the scripts must know of a queue's declaration."""
         config = queue.keys["config"]
         if bound is None:
-            await self._command(lambda: self.redis.hdel(config, "bound"))
+            await self._command(lambda: self.redis.hdel(config, "bound"), config)
         else:
-            await self._command(lambda: self.redis.hset(config, "bound", str(bound)))
+            await self._command(lambda: self.redis.hset(config, "bound", str(bound)), config)
 
     async def sizes(self, queue: Queue) -> Sizes:
         """How full a queue is."""
@@ -382,7 +385,7 @@ class Store(Caller):
         pop: Command = ("BLPOP", queue.keys["bell"], seconds)
         (reply,) = await self._command(lambda: self._bells.ask([pop], seconds + 2))
         if isinstance(reply, Exception):
-            raise self._mapped(reply, "BLPOP")
+            raise self._mapped(reply, f"BLPOP {queue.keys['bell']}")
         return reply is not None
 
     async def begin(self, queues: Sequence[Queue]) -> None:
@@ -514,6 +517,6 @@ class Store(Caller):
             if isinstance(reply, driver.NoScriptError):
                 return None
             if isinstance(reply, Exception):
-                raise self._mapped(reply, "queue/submit") from reply
+                raise await self._refusal(reply, scripts.load("queue/submit", plain=self._plain), commands) from reply
         self.line.served(sent)
         return replies

@@ -1017,7 +1017,7 @@ async def test_who_waits_is_told(clocked: Store, queue: Queue) -> None:
         (channels[1], told[1]),
     ]
     assert state["waiters"] == {"c": channels[0]}, "a retry is no finish"
-    assert parse_result(told[0][3].encode()) == (JobState.DONE, b'{"ok": true}')
+    assert parse_result(told[0][3].encode(), "results", "a") == (JobState.DONE, b'{"ok": true}')
 
 
 # ---- what is refused as a whole
