@@ -18,6 +18,7 @@ from services.moderation.records import (
     ITEM_FIELDS,
     PLACE_STEP,
     age,
+    ours,
     shown_decision,
     shown_desk,
     shown_item,
@@ -69,15 +70,15 @@ async def one(request: web.Request, runtime: Runtime) -> dict[str, Any]:
     pipeline.zscore(runtime.key(service, "locks"), item_id)
     row, deadline = await asked(pipeline)
     *fields, body, token = row
-    shown = shown_item(item_id, fields)
+    shown = ours(key, shown_item, item_id, fields)
     if shown is None:
         raise Problem(404, f"there is no item {item_id}")
     if shown["status"] == "locked" and deadline is not None:
         shown["expires_at"] = format_time(int(deadline))
     if "decided_at" in shown and token is not None:
         (record,) = await records_of(runtime, [token.decode()])
-        shown |= {} if record is None else {"decision": shown_decision(record)}
-    return {**shown, "content": orjson.loads(body)["content"]}
+        shown |= {} if record is None else {"decision": record}
+    return {**shown, "content": ours(key, lambda: orjson.loads(body)["content"])}
 
 
 @service.get("/moderation/overdue", query=OverdueQuery, answers={200: Overdue}, problems=(503,))
@@ -116,7 +117,10 @@ async def desks(request: web.Request, runtime: Runtime) -> dict[str, Any]:
     answers = await asked(pipeline)
     now_ms = runtime.now_ms()
     shown = [
-        shown_desk(moderator, row, held, None if rank is None else rank + 1, now_ms)
+        ours(
+            runtime.key(service, f"desk:{moderator}"),
+            *(shown_desk, moderator, row, held, None if rank is None else rank + 1, now_ms),
+        )
         for moderator, row, held, rank in zip(names, answers[::3], answers[1::3], answers[2::3], strict=True)
         if row[0] is not None
     ]
@@ -136,7 +140,7 @@ async def decisions(request: web.Request, runtime: Runtime) -> dict[str, Any]:
     since_ms, until_ms = read_range(request)
     listed = await page_of(request, reader(runtime, name), since_ms, until_ms)
     records = await records_of(runtime, [token for token, _ in listed.entries])
-    shown = [shown_decision(record) for record in records if record is not None]
+    shown = [record for record in records if record is not None]
     return {"decisions": shown, "cursor": listed.cursor}
 
 
@@ -189,19 +193,32 @@ async def items_of(runtime: Runtime, listed: Page) -> list[dict[str, Any]]:
         pipeline.hmget(runtime.key(service, f"item:{item_id}"), *ITEM_FIELDS)
     rows = await asked(pipeline)
     now_ms = runtime.now_ms()
-    shown = [shown_item(item_id, row) for (item_id, _), row in zip(listed.entries, rows, strict=True)]
-    places = [int(row[ITEM_FIELDS.index("place")] or 0) % PLACE_STEP for row in rows]
-    return [
-        {**item, "waiting_seconds": age(submitted_ms, now_ms)}
-        for item, submitted_ms in zip(shown, places, strict=True)
-        if item is not None
+    shown = [
+        ours(runtime.key(service, f"item:{item_id}"), undecided, item_id, row, now_ms)
+        for (item_id, _), row in zip(listed.entries, rows, strict=True)
     ]
+    return [item for item in shown if item is not None]
 
 
-async def records_of(runtime: Runtime, tokens: list[str]) -> list[dict[str, str] | None]:
-    """The records of decisions; None for those that are kept no longer."""
+def undecided(item_id: str, row: list[bytes | None], now_ms: int) -> dict[str, Any] | None:
+    """An item, and for how long it has been undecided; None where it is not there."""
+    item = shown_item(item_id, row)
+    submitted_ms = int(row[ITEM_FIELDS.index("place")] or 0) % PLACE_STEP
+    return None if item is None else {**item, "waiting_seconds": age(submitted_ms, now_ms)}
+
+
+async def records_of(runtime: Runtime, tokens: list[str]) -> list[dict[str, Any] | None]:
+    """Decisions as they are shown; None for those that are kept no longer."""
     pipeline = runtime.redis.pipeline(transaction=False)
     for token in tokens:
         pipeline.hgetall(runtime.key(service, f"decision:{token}"))
     found = await asked(pipeline)
-    return [{name.decode(): value.decode() for name, value in row.items()} or None for row in found]
+    return [
+        ours(runtime.key(service, f"decision:{token}"), recorded, row) if row else None
+        for token, row in zip(tokens, found, strict=True)
+    ]
+
+
+def recorded(row: dict[bytes, bytes]) -> dict[str, Any]:
+    """A decision by its hash."""
+    return shown_decision({name.decode(): value.decode() for name, value in row.items()})

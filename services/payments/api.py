@@ -9,9 +9,21 @@ from typing import Any
 import aiohttp
 import orjson
 from aiohttp import web
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
-from aioflow import Discard, Job, JobInfo, Page, Problem, Retry, Runtime, Service, State, StoreUnavailable
+from aioflow import (
+    Discard,
+    Job,
+    JobInfo,
+    Page,
+    Problem,
+    ProtocolError,
+    Retry,
+    Runtime,
+    Service,
+    State,
+    StoreUnavailable,
+)
 from aioflow.web import format_time, read_choice, read_page, read_range, read_seconds
 from services.payments.gateways import CheckedGateway, Gateway, HttpGateway, SimulatedGateway
 from services.payments.models import GatewayError, Outcome, Payment, PaymentRefused, Receipt
@@ -199,15 +211,29 @@ async def _count(runtime: Runtime, status: str, since_ms: int, until_ms: int) ->
 async def _records(runtime: Runtime, name: str, listed: Page) -> list[dict[str, Any]]:
     if not listed.entries:
         return []
+    key = runtime.key(service, name)
     try:
-        records = await runtime.redis.hmget(runtime.key(service, name), [txn_id for txn_id, _ in listed.entries])
+        records = await runtime.redis.hmget(key, [txn_id for txn_id, _ in listed.entries])
+    except ResponseError as error:
+        raise ProtocolError(f"a query met what is not payments' at {key}: {error}") from error
     except (RedisError, OSError) as error:
         raise StoreUnavailable(f"redis is away: {error}") from error
     return [
-        {**orjson.loads(record), "at": format_time(at_ms)}
-        for record, (_, at_ms) in zip(records, listed.entries, strict=True)
+        {**_object(record, f"{key} of {txn_id}"), "at": format_time(at_ms)}
+        for record, (txn_id, at_ms) in zip(records, listed.entries, strict=True)
         if record is not None
     ]
+
+
+def _object(record: bytes | str, where: str) -> dict[str, Any]:
+    """A record of ours. Raises ProtocolError that says where another's is."""
+    try:
+        held = orjson.loads(record)
+    except orjson.JSONDecodeError as error:
+        raise ProtocolError(f"what there is at {where} is no JSON: {error}") from error
+    if not isinstance(held, dict):
+        raise ProtocolError(f"what there is at {where} is no record of payments")
+    return held
 
 
 async def _listed(reading: Any) -> Page:
@@ -223,10 +249,10 @@ def _of_job(info: JobInfo) -> dict[str, Any]:
     status: str = {State.SCHEDULED: "queued", State.READY: "queued"}.get(info.state, info.state.value)
     shown: dict[str, Any] = {"tracking_id": info.id, "payment": _payment(info.payload)}
     if info.state is State.DONE and info.result is not None:
-        shown["receipt"] = orjson.loads(info.result)
-        status = shown["receipt"]["outcome"]
+        shown["receipt"] = _object(info.result, f"the results of {charge.full_name}, {info.id}")
+        status = shown["receipt"].get("outcome", status)
     elif info.state is State.DEAD and info.result is not None:
-        failure = orjson.loads(info.result)
+        failure = _object(info.result, f"the results of {charge.full_name}, {info.id}")
         shown["failure"] = {name: failure[name] for name in SHOWN_OF_FAILURE if name in failure}
     shown |= {"status": status, "attempt": info.attempt, "submitted_at": format_time(info.submitted_ms)}
     if info.state in (State.DONE, State.DEAD):
