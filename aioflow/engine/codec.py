@@ -137,7 +137,7 @@ def decode_failure(line: bytes) -> Failure:
         error=str(told.get("error", "")),
         message=str(told.get("message", "")),
         traceback=str(told.get("traceback", "")),
-        attempt=int(told.get("attempt", 0)),
+        attempt=attempt if isinstance(attempt := told.get("attempt"), int) else 0,
         worker=str(told.get("worker", "")),
         at_ms=int(at_ms) if at_ms.isdigit() else None,
     )

@@ -12,36 +12,27 @@ from collections import defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from hiredis import pack_command
 from redis import exceptions as driver
 from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.connection import AbstractConnection, Connection
+from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.maint_notifications import MaintNotificationsConfig
 
-from aioflow.engine import cluster, sentinel
+from aioflow.engine import cluster, sentinel, tls
 from aioflow.engine.cluster_client import ClusterClient, ToAnyNode
 from aioflow.engine.cluster_wire import ClusterWire
 from aioflow.errors import ConfigError, StoreUnavailable
 
 ROUND_TRIP_SECONDS = 5.0
 """A server that is silent for longer counts as away."""
-SCHEMES = ("redis", "rediss", "unix", sentinel.SCHEME, cluster.SCHEME)
+SCHEMES = ("redis", "rediss", "unix", *sentinel.SCHEMES, *cluster.SCHEMES)
 OPTIONS = {"db": "a number"}
-TLS_OPTIONS = {
-    "ssl_ca_certs": "a file",
-    "ssl_certfile": "a file",
-    "ssl_keyfile": "a file",
-    "ssl_cert_reqs": "none|optional|required",
-    "ssl_check_hostname": "true|false|True|False",
-}
-"""What a URL's query may set, and to what."""
-
+"""What a URL's query may set, and to what, beside what `tls` says."""
 
 Command = tuple[Any, ...]
 """str, bytes and int."""
@@ -207,6 +198,7 @@ class Clients:
         self.nodes: cluster.Nodes | None = None
         """Those of a cluster."""
         self._login: dict[str, Any] = {}
+        self._tls: dict[str, Any] | None = None
         self._node_breaks: defaultdict[cluster.Address, Breaks] = defaultdict(Breaks)
         self._closed = False
         self.in_memory = url == "memory:"
@@ -218,10 +210,10 @@ class Clients:
             self._server = FakeServer(server_type="valkey")
         else:
             check_url(url)
-            if url.startswith(sentinel.SCHEME):
+            if url.startswith(sentinel.SCHEMES):
                 self._finder = sentinel.Finder(sentinel.parse(url), no_retry())
-            elif url.startswith(cluster.SCHEME):
-                seeds, self._login = cluster.parse(url)
+            elif url.startswith(cluster.SCHEMES):
+                seeds, self._login, self._tls = cluster.parse(url)
                 self.nodes = cluster.Nodes(seeds, partial(self._node_wire, 1))
 
     def make(self, connections: int, *, blocking: bool = False) -> Redis:
@@ -232,9 +224,11 @@ class Clients:
             client: Redis = FakeAsyncRedis(server=self._server, retry=no_retry(), socket_timeout=None)
         elif self.nodes is not None:
             timeout = None if blocking else ROUND_TRIP_SECONDS
-            any_node = type("PromptToAnyNode", (PromptWrites, ToAnyNode), {"nodes": self.nodes})
+            bases = (PromptWrites, ToAnyNode, tls.connection(self._tls))
+            any_node = type("PromptToAnyNode", bases, {"nodes": self.nodes})
+            options = {**self._login, **(self._tls or {}), **self._options(connections, timeout)}
             client = ClusterClient(
-                BlockingConnectionPool(connection_class=any_node, **self._login, **self._options(connections, timeout)),
+                BlockingConnectionPool(connection_class=any_node, **options),
                 self.nodes,
                 lambda node: Redis.from_pool(self._node_pool(node, connections, timeout)),
             )
@@ -261,9 +255,9 @@ class Clients:
     def _node_pool(self, node: cluster.Address, connections: int, timeout: float | None) -> BlockingConnectionPool:
         if self._closed:
             raise stopped()
-        to_node = type("PromptToNode", (PromptWrites, Connection), {})
+        to_node = type("PromptToNode", (PromptWrites, tls.connection(self._tls)), {})
         host, port = node
-        options = {**self._login, **self._options(connections, timeout)}
+        options = {**self._login, **(self._tls or {}), **self._options(connections, timeout)}
         return BlockingConnectionPool(connection_class=to_node, host=host, port=port, **options)
 
     def _options(self, connections: int, timeout: float | None) -> dict[str, Any]:
@@ -281,8 +275,10 @@ class Clients:
     def _pool(self, connections: int, timeout: float | None) -> BlockingConnectionPool:
         options = self._options(connections, timeout)
         if self._finder is not None:
-            found = type("PromptToPrimary", (PromptWrites, sentinel.ToPrimary), {"finder": self._finder})
-            return BlockingConnectionPool(connection_class=found, **sentinel.parse(self._url).server, **options)
+            place = sentinel.parse(self._url)
+            bases = (PromptWrites, sentinel.ToPrimary, tls.connection(place.tls))
+            found = type("PromptToPrimary", bases, {"finder": self._finder})
+            return BlockingConnectionPool(connection_class=found, **place.server, **(place.tls or {}), **options)
         try:
             pool = BlockingConnectionPool.from_url(self._url, **options)
         except ValueError as error:
@@ -324,10 +320,10 @@ def check_url(url: str) -> None:
     The driver lets a query set any argument of its connections, wins by it over ours, and passes over what it cannot
     read. Nothing is shown of what may be a password.
     """
-    if url.startswith(sentinel.SCHEME):
+    if url.startswith(sentinel.SCHEMES):
         sentinel.parse(url)
         return
-    if url.startswith(cluster.SCHEME):
+    if url.startswith(cluster.SCHEMES):
         cluster.parse(url)
         return
     try:
@@ -340,8 +336,8 @@ def check_url(url: str) -> None:
         ) from None
     if parts.scheme not in SCHEMES:
         raise ConfigError(
-            f"redis {shown(url)!r}: use redis://, rediss://, unix://, redis+sentinel://, redis+cluster://, embedded: "
-            "or memory:"
+            f"redis {shown(url)!r}: use redis://, rediss://, unix://, redis+sentinel://, redis+cluster:// (over TLS "
+            "rediss+sentinel://, rediss+cluster://), embedded: or memory:"
         )
     wrong = _wrong_place(parts) or _wrong_options(parts)
     if wrong:
@@ -361,33 +357,17 @@ def _wrong_place(parts: SplitResult) -> list[str]:
 
 
 def _wrong_options(parts: SplitResult) -> list[str]:
-    allowed = {**OPTIONS, **TLS_OPTIONS} if parts.scheme == "rediss" else OPTIONS
+    allowed = {**OPTIONS, **tls.OPTIONS} if parts.scheme == "rediss" else OPTIONS
     pairs = parse_qsl(parts.query, keep_blank_values=True)
     given = dict(pairs)
     wrong = ["a # has no meaning here"] if parts.fragment else []
     if unknown := sorted(given.keys() - allowed):
         takes = f"a {parts.scheme}:// URL takes {', '.join(allowed)}, and user:password@ before the host"
         wrong.append(f"{', '.join(unknown)} cannot be set; {takes}")
-    wrong += [
-        f"{name}={value!r}: use {allowed[name]}"
-        for name, value in given.items()
-        if name in allowed and not _fits(value, allowed[name])
-    ]
+    wrong += tls.wrong_options(given, allowed)
     if len(pairs) > len(given) or ("db" in given and parts.scheme != "unix" and parts.path.strip("/")):
         wrong.append("something is set twice")
-    if "ssl_keyfile" in given and "ssl_certfile" not in given:
-        wrong.append("ssl_keyfile needs ssl_certfile")
     return wrong
-
-
-def _fits(value: str, kind: str) -> bool:
-    match kind:
-        case "a number":
-            return value.isascii() and value.isdigit()
-        case "a file":
-            return Path(value).is_file()
-        case _:
-            return value in kind.split("|")
 
 
 def shown(url: str) -> str:

@@ -1,7 +1,8 @@
 """Maintenance of one queue, twice a second over the whole fleet: due jobs, expired leases, a silent bell, old records.
 
 The runtimes that look after a queue take turns: each is noted in the queue, learns its rank among them by every call,
-and comes in the turn of its rank on the server's clock. One that has died leaves its turns empty until it is forgotten.
+and comes in the turn of its rank on the server's clock. One that has died leaves its turns empty until it is forgotten;
+so that this delays nobody's recovery, each comes once in the time of a lease at least, unless they are very many.
 
 Judging leases waits for one renewal interval after every (re)connection and after every disagreement about the
 server's time, so that holders who are alive can renew before their leases are judged.
@@ -23,6 +24,8 @@ from aioflow.policy import TaskOptions
 
 TURN_MS = 500
 """From one runtime's turn to the next one's."""
+FEW = 40
+"""Runtimes; of more, each comes once in as many leases as they are times as many."""
 TRIM_PERIOD = 10.0
 
 log = logging.getLogger(__name__)
@@ -107,6 +110,8 @@ class Maintenance:
             return 0.0
         self.turns = runners, rank = reaped.runners or 1, reaped.rank or 0
         pause = until_turn(rank, runners, self._store.clock.expected_ms())
+        # Whoever comes once in a lease hears of each deadline before it passes, however many turns are left empty.
+        pause = min(pause, self._options.lease * max(1.0, runners / FEW))
         # An expired lease goes back when it expires, not up to a turn later.
         return pause if reaped.next_ms is None else min(pause, reaped.next_ms / 1000 + 0.002)
 

@@ -194,15 +194,26 @@ class Pool:
         attempt.waiting = attempt.alone = True
         try:
             async with self._alone:
-                if not await self._store.expose(self.queue, attempt.job):
+                if not await self._expose(attempt):
                     return Abandoned()
                 self._begin(attempt)
                 return await self._executor.run(attempt, self.notes.put)
-        except (StoreUnavailable, ProtocolError) as error:
+        except ProtocolError as error:
             log.warning("%s %s: not started: %s", self.queue.name, attempt.job.id, error)
             return Abandoned()
         except asyncio.CancelledError as error:
             return self._executor.stopped(attempt, error)
+
+    async def _expose(self, attempt: Attempt) -> bool:
+        """Let a crash count from now on; False where the lease is lost. Asked until it is answered, or the lease ends.
+
+        Whoever gave up after an answer that was lost would leave a job to die of a handler that was never started.
+        """
+        while True:
+            try:
+                return await self._store.expose(self.queue, attempt.job)
+            except StoreUnavailable as error:
+                await self._store.line.setback(error, f"start {self.queue.name} {attempt.job.id}")
 
     def _resumed(self) -> None:
         self.changed()

@@ -121,7 +121,10 @@ class Results:
         waiters, job_id, line = message.split(b"\n", 2)
         waiting = self._waits.get((waiters.decode(), job_id.decode()))
         if waiting and not waiting[1].done():
-            waiting[1].set_result(parse_result(line))
+            try:
+                waiting[1].set_result(parse_result(line, waiters.decode(), job_id.decode()))
+            except ProtocolError as error:
+                raise ValueError(str(error)) from error
 
     async def _register(self, channel: str, queue: Queue, job_id: str, future: asyncio.Future[Result]) -> None:
         finished = await self._store.part(queue).await_result(queue, job_id, channel)

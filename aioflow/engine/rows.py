@@ -10,13 +10,22 @@ from redis.asyncio.client import Pipeline
 from aioflow.engine import codec
 from aioflow.engine.keys import Queue
 from aioflow.engine.records import NO_EVICTION, Memory, Sizes
+from aioflow.errors import ProtocolError
 from aioflow.job import JobInfo, State
 
 
-def parse_result(line: bytes) -> tuple[State, bytes]:
-    """(state, result) of a results row."""
+def foreign(key: str, job_id: str) -> ProtocolError:
+    """What to raise where a row cannot be one of ours."""
+    return ProtocolError(f"what {key} holds of {job_id} is not aioflow's")
+
+
+def parse_result(line: bytes, key: str, job_id: str) -> tuple[State, bytes]:
+    """(state, result) of a results row. Raises ProtocolError that names the key where it is none."""
     head, _, result = line.partition(b"\n")
-    return State(head.partition(b":")[0].decode()), result
+    try:
+        return State(head.partition(b":")[0].decode()), result
+    except ValueError as error:
+        raise foreign(key, job_id) from error
 
 
 def ask_sizes(pipeline: Pipeline, queue: Queue) -> None:
@@ -35,7 +44,16 @@ def sizes_of(replies: Sequence[Any]) -> Sizes:
     return Sizes(scheduled, ready, running, done, dead, unfinished, int(oldest[0][1]) if oldest else None)
 
 
-def job_info(job_id: str, reply: list[Any]) -> JobInfo:
+def job_info(queue: Queue, job_id: str, reply: list[Any]) -> JobInfo:
+    """What is known of a job. Raises ProtocolError that names the key where a row is none of ours."""
+    line = reply[5]
+    try:
+        return _job_info(job_id, reply)
+    except ValueError as error:
+        raise foreign(queue.keys["claims" if line is None else "results"], job_id) from error
+
+
+def _job_info(job_id: str, reply: list[Any]) -> JobInfo:
     state, score, submitted, started, row, line, envelope, history, progress = reply
     result = None
     if line is not None:

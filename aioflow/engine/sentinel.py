@@ -16,9 +16,11 @@ from redis.asyncio.connection import Connection
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
 
+from aioflow.engine import tls
 from aioflow.errors import ConfigError
 
-SCHEME = "redis+sentinel"
+SCHEMES = ("redis+sentinel", "rediss+sentinel")
+"""The second over TLS, to the Sentinels as well."""
 FORM = "redis+sentinel://user:password@host:26379,host:26379/NAME/0"
 DEFAULT_PORT = 26379
 SECONDS = 1.0
@@ -45,6 +47,8 @@ class Place:
     name: str
     server: dict[str, Any]
     login: dict[str, str]
+    tls: dict[str, Any] | None
+    """How to do TLS; None: not at all."""
 
 
 def parse(url: str) -> Place:
@@ -55,15 +59,20 @@ def parse(url: str) -> Place:
     found = [HOST.fullmatch(host) for host in hosts.split(",")]
     if any(host and int(host["port"] or DEFAULT_PORT) > 65535 for host in found):
         found = [None]
+    over_tls = parts.scheme == SCHEMES[1]
+    allowed = {*OPTIONS, *(tls.OPTIONS if over_tls else ())}
     name, _, db = parts.path.removeprefix("/").partition("/")
-    if None in found or not name or not re.fullmatch("[0-9]*", db) or options.keys() - OPTIONS or parts.fragment:
+    if None in found or not name or not re.fullmatch("[0-9]*", db) or options.keys() - allowed or parts.fragment:
         raise ConfigError(
             f"the URL of redis cannot be read; write {FORM}, and ?sentinel_password= where the Sentinels want one; "
             "in a password %40 for an @, %2F for a /, %23 for a #, %3F for a ?, %26 for a &"
         )
+    if wrong := tls.wrong_options(options, tls.OPTIONS):
+        raise ConfigError(f"the URL of redis: {'; '.join(wrong)}")
     sentinels = [(host["host"].strip("[]"), int(host["port"] or DEFAULT_PORT)) for host in found if host]
-    login = {key.removeprefix("sentinel_"): value for key, value in options.items()}
-    return Place(sentinels, unquote(name), {"db": int(db or 0), **login_of(account)}, login)
+    login = {key.removeprefix("sentinel_"): value for key, value in options.items() if key in OPTIONS}
+    server = {"db": int(db or 0), **login_of(account)}
+    return Place(sentinels, unquote(name), server, login, tls.arguments_of(options) if over_tls else None)
 
 
 def login_of(account: str) -> dict[str, str]:
@@ -78,8 +87,14 @@ class Finder:
 
     def __init__(self, place: Place, retry: Retry) -> None:
         self._place = place
-        options = {"socket_timeout": SECONDS, "socket_connect_timeout": SECONDS, "protocol": 2, "retry": retry}
-        self._sentinel = Sentinel(place.sentinels, sentinel_kwargs={**options, **place.login})
+        options: dict[str, Any] = {
+            "socket_timeout": SECONDS,
+            "socket_connect_timeout": SECONDS,
+            "protocol": 2,
+            "retry": retry,
+        }
+        over_tls = {} if place.tls is None else {"ssl": True, **place.tls}
+        self._sentinel = Sentinel(place.sentinels, sentinel_kwargs={**options, **place.login, **over_tls})
 
     async def primary(self) -> tuple[str, int]:
         """Where the primary is. Raises redis' ConnectionError where no Sentinel that answers knows it."""
@@ -87,6 +102,8 @@ class Finder:
             address: tuple[str, int] = await self._sentinel.discover_master(self._place.name)
         except MasterNotFoundError as error:
             why = ", ".join(re.findall(r" - ([\w:]+)", str(error))) or "it is not known, or is down"
+            if self._place.tls is not None:
+                why += "; they are asked over TLS: ssl_ca_certs= names the file of their CA"
             hosts = ", ".join(f"{host}:{port}" for host, port in self._place.sentinels)
             raise driver.ConnectionError(
                 f"no Sentinel of {hosts} says where the primary of {self._place.name!r} is ({why})"

@@ -38,6 +38,7 @@ from aioflow.engine.records import (
     Settlement,
     Sizes,
 )
+from aioflow.engine.rights import check_rights
 from aioflow.engine.rows import ask_sizes, job_info, memory_of, parse_result, sizes_of
 from aioflow.engine.scripts import Script
 from aioflow.errors import NotFound, ProtocolError, StoreUnavailable
@@ -229,7 +230,7 @@ class Store(Caller):
 
     async def leave(self, queue: Queue, runner: str) -> None:
         """Note that a runtime looks after a queue no more."""
-        await self._command(lambda: self.redis.zrem(queue.keys["runners"], runner))
+        await self._command(lambda: self.redis.zrem(queue.keys["runners"], runner), queue.keys["runners"])
 
     async def trim(self, queue: Queue, *, keep_done_ms: int, keep_dead_ms: int, limit: int = MOST_JOBS) -> int:
         """Forget finished jobs that are older than their retention; how many. May be repeated."""
@@ -271,7 +272,9 @@ class Store(Caller):
 
     async def outbox(self, queue: Queue, limit: int) -> list[Emitted]:
         """The first jobs in a queue's outbox."""
-        entries: Any = await self._command(lambda: self.redis.xrange(queue.keys["outbox"], count=limit))
+        entries: Any = await self._command(
+            lambda: self.redis.xrange(queue.keys["outbox"], count=limit), queue.keys["outbox"]
+        )
         try:
             return [
                 Emitted(
@@ -288,14 +291,14 @@ class Store(Caller):
 
     async def forget(self, queue: Queue, sequences: Sequence[str]) -> None:
         """Take jobs out of a queue's outbox, once their queues have them."""
-        await self._command(lambda: self.redis.xdel(queue.keys["outbox"], *sequences))
+        await self._command(lambda: self.redis.xdel(queue.keys["outbox"], *sequences), queue.keys["outbox"])
 
     async def inspect(self, queue: Queue, ids: Sequence[str]) -> list[JobInfo | None]:
         """What is known of jobs, as one moment; None where no record is kept."""
         script = scripts.load("queue/inspect", plain=self._plain)
         call = evalsha(script, queue, (str(len(ids)), *ids))
         (replies,) = await self._ask(script, [call], self._wire)
-        return [None if reply is None else job_info(job_id, reply) for job_id, reply in zip(ids, replies, strict=True)]
+        return [job_info(queue, job_id, reply) if reply else None for job_id, reply in zip(ids, replies, strict=True)]
 
     async def await_result(self, queue: Queue, job_id: str, channel: str) -> tuple[State, bytes] | None:
         """(state, result) of a finished job; None: its finish will be told on `channel`. Raises NotFound."""
@@ -305,16 +308,17 @@ class Store(Caller):
             raise NotFound(queue.name, job_id)
         if reply == -1:
             raise StoreUnavailable(f"too many runtimes wait for {queue.name} {job_id}; ask again")
-        return None if reply == 1 else parse_result(reply)
+        return None if reply == 1 else parse_result(reply, queue.keys["results"], job_id)
 
     # ---- plain reads and small writes
 
     async def look(self, queue: Queue, job_id: str) -> tuple[State, bytes] | None:
         """(state, result) of a finished job; None: it has not finished. Raises NotFound."""
-        row: Any = await self._command(lambda: self.redis.hget(queue.keys["results"], job_id))
+        results, jobs = queue.keys["results"], queue.keys["jobs"]
+        row: Any = await self._command(lambda: self.redis.hget(results, job_id), results)
         if row is not None:
-            return parse_result(row)
-        if not await self._command(lambda: self.redis.hexists(queue.keys["jobs"], job_id)):
+            return parse_result(row, results, job_id)
+        if not await self._command(lambda: self.redis.hexists(jobs, job_id), jobs):
             raise NotFound(queue.name, job_id)
         return None
 
@@ -330,15 +334,15 @@ class Store(Caller):
 
     async def count(self, key: str, since: int, until: int) -> int:
         """How many entries of a sorted set have since <= score < until."""
-        return int(await self._command(lambda: self.redis.zcount(key, since, f"({until}")))
+        return int(await self._command(lambda: self.redis.zcount(key, since, f"({until}"), key))
 
     async def configure(self, queue: Queue, bound: int | None) -> None:
         """Write what the scripts must know of a queue's declaration."""
         config = queue.keys["config"]
         if bound is None:
-            await self._command(lambda: self.redis.hdel(config, "bound"))
+            await self._command(lambda: self.redis.hdel(config, "bound"), config)
         else:
-            await self._command(lambda: self.redis.hset(config, "bound", str(bound)))
+            await self._command(lambda: self.redis.hset(config, "bound", str(bound)), config)
 
     async def sizes(self, queue: Queue) -> Sizes:
         """How full a queue is."""
@@ -386,37 +390,36 @@ class Store(Caller):
         pop: Command = ("BLPOP", queue.keys["bell"], seconds)
         (reply,) = await self._command(lambda: self._bells.ask([pop], seconds + 2))
         if isinstance(reply, Exception):
-            raise self._mapped(reply, "BLPOP")
+            raise self._mapped(reply, f"BLPOP {queue.keys['bell']}")
         return reply is not None
 
     async def begin(self, queues: Sequence[Queue]) -> None:
-        """Load every script and hear the server's clock. Raises ConfigError where this user may not run them.
+        """Load every script, ask for this user's rights, and hear the server's clock.
 
-        A call without jobs is refused by its script before it does anything, so it shows what the server's ACL says.
+        Raises ConfigError that names every right which its ACL lacks.
         """
         names = [path.stem for path in sorted((scripts.script_root() / "queue").glob("*.lua"))]
         loaded = [scripts.load(f"queue/{name}", plain=self._plain) for name in names]
         loaded.append(scripts.load("timeline/page", plain=self._plain))
         for script in loaded:
             await self._command(partial(self.redis.script_load, script.source))
-        parts = list(dict.fromkeys(map(self.part, queues))) or [self]
+        of_parts: dict[Store, list[Queue]] = {}
+        for queue in queues:
+            of_parts.setdefault(self.part(queue), []).append(queue)
+        for part, mine in of_parts.items():
+            await check_rights(part, mine)
+        parts: list[Store] = list(of_parts) or [self]
         for part in parts:
             await part.hear_server()
         self.clock = parts[0].clock
-        submit = scripts.load("queue/submit", plain=self._plain)
-        for queue in queues:
-            (refused,) = await self._command(partial(self._wire.ask, [evalsha(submit, queue, ("0", "0", "0"))]))
-            if isinstance(refused, driver.NoPermissionError):
-                raise self._mapped(refused, "queue/submit")
 
     async def hear_server(self) -> None:
-        """Hear the server's clock, and since when it is up."""
+        """Hear the server's clock. It may have been set a moment ago; its uptime, which follows it, does not tell."""
         server = await self._command(self._server)
-        uptime = 0 if self.in_memory else (await self._command(lambda: server.info("server")))["uptime_in_seconds"]
         seconds, micros = await self._command(server.time)
         self.clock.hear(int(seconds) * 1000 + int(micros) // 1000)
-        # Leases may be judged at once where their holders have had the time to renew them since the server came up.
-        self.line.connected_at = time.monotonic() - float(uptime)
+        # Leases are judged once their holders have had the time to renew them by this clock.
+        self.line.connected_at = time.monotonic()
 
     async def ping(self) -> None:
         """Raise StoreUnavailable unless the server answers."""
@@ -470,6 +473,8 @@ class Store(Caller):
         """How many replicas follow the server; in a cluster, the one that has the fewest."""
         servers = await self._command(self._servers)
         abouts = [await self._command(partial(server.info, "replication")) for server in servers]
+        for server in servers:
+            await self._command(partial(server.execute_command, "WAIT", 0, 1))  # whether this user may
         return min(int(about.get("connected_slaves", 0)) if about.get("role") == "master" else 0 for about in abouts)
 
     async def totals(self, queue: Queue) -> dict[str, int]:
@@ -518,6 +523,6 @@ class Store(Caller):
             if isinstance(reply, driver.NoScriptError):
                 return None
             if isinstance(reply, Exception):
-                raise self._mapped(reply, "queue/submit") from reply
+                raise await self._refusal(reply, scripts.load("queue/submit", plain=self._plain), commands) from reply
         self.line.served(sent)
         return replies

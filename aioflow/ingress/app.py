@@ -1,4 +1,4 @@
-"""The aiohttp application over a runtime: the services' routes, /healthz and /readyz.
+"""The aiohttp application over a runtime: the services' routes, /healthz, /readyz and /openapi.json.
 
 A route that submits answers 202 only when the job is as durable as the runtime promises. The same `Idempotency-Key`
 gives the same job; `Prefer: wait=SECONDS` (RFC 7240) answers 200 with the result where it comes in time.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import re
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
@@ -16,6 +17,7 @@ import orjson
 from aiohttp import web
 
 from aioflow.errors import AioflowError, ConfigError, JobFailed
+from aioflow.ingress.openapi import PATH, openapi
 from aioflow.ingress.problems import Problem, problem_of
 from aioflow.job import Handle
 from aioflow.service import Route, Service, Task
@@ -57,6 +59,7 @@ def make_app(runtime: RuntimeApi) -> web.Application:
                 raise ConfigError(f"service {service.name}, route {route.method} {route.path}: {error}") from error
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/readyz", _readyz(runtime))
+    app.router.add_get(PATH, _described(runtime))
     return app
 
 
@@ -86,6 +89,19 @@ def _readyz(runtime: RuntimeApi) -> Handler:
         return web.Response(body=b'{"status":"ready"}', headers=JSON)
 
     return readyz
+
+
+def _described(runtime: RuntimeApi) -> Handler:
+    told = b""
+
+    async def described(_: web.Request) -> web.Response:
+        nonlocal told
+        # Made when it is asked for, and in a thread: a tenth of a second for some dozen routes. Bounds may have more
+        # than the 64 bits that orjson writes.
+        told = told or await asyncio.to_thread(lambda: json.dumps(openapi(runtime.services.values())).encode())
+        return web.Response(body=told, headers=JSON)
+
+    return described
 
 
 def _handler(route: Route, runtime: RuntimeApi) -> Handler:

@@ -6,6 +6,7 @@ client's mistake is said to the client, and to the log at level DEBUG only: whoe
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import Any
 
@@ -19,30 +20,80 @@ from aioflow.ingress.problems import Problem, problem_of
 
 log = logging.getLogger(__name__)
 
+HEAD_SECONDS = 30.0
+"""What the head of a request may take to come: from the connection on, and later from its first bytes on."""
+
 
 class ProblemProtocol(web.RequestHandler):
     """aiohttp's connection, whose own refusals are problems and whose log holds no client's mistakes."""
 
-    __slots__ = ()
+    __slots__ = ("_head_timer", "_silent")
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """As aiohttp's; a connection that does not begin with a request in time is ended."""
+        super().connection_made(transport)
+        self._silent = True
+        self._head_timer: asyncio.TimerHandle | None = self._loop.call_later(HEAD_SECONDS, self._head_is_late)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """As aiohttp's."""
+        self._stop_timer()
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """As aiohttp's; where the rest of a body cannot be parsed, whoever reads that body hears of it.
 
         aiohttp only puts the refusal in line behind the request, whose handler would wait for ever.
         """
+        self._silent = False
+        waits = self._waiter is not None and not self._waiter.done()
         try:
             super().data_received(data)
         except IndexError:  # yarl's, of a URL such as http://[]@, which is refused as any other that cannot be read
-            self._refuse(refused.InvalidURLError("the URL cannot be read"))
+            self._refuse(400, refused.InvalidURLError("the URL cannot be read"))
+        if self._messages:
+            self._stop_timer()
+            self._refuse_other_codings()
+        elif waits and self._head_timer is None:  # nothing is being answered: this begins a head, or is part of one
+            self._head_timer = self._loop.call_later(HEAD_SECONDS, self._head_is_late)
         if self._current_request is None or not self._messages:
             return
         body = self._current_request.content
         if not isinstance(self._messages[-1][0], RawRequestMessage) and not body.is_eof():
             body.set_exception(web.RequestPayloadError("the body cannot be parsed"))
 
-    def _refuse(self, error: HttpProcessingError) -> None:
+    def _stop_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _head_is_late(self) -> None:
+        """End a connection on which a head was begun and has not come; one that never said a word is told nothing."""
+        self._head_timer = None
+        if self._waiter is None or self._waiter.done():
+            return
+        if self._silent:
+            self.force_close()
+        else:
+            self._refuse(408, refused.BadHttpMessage(f"its head did not come within {HEAD_SECONDS:g} s"))
+
+    def _refuse_other_codings(self) -> None:
+        """Refuse a message whose body is chunked and more than that: nobody here would undo the rest.
+
+        It ends the connection, as whoever stands before this server may have read another end of that body.
+        """
+        for place, (message, _) in enumerate(self._messages):
+            if not isinstance(message, RawRequestMessage) or not message.chunked:
+                continue
+            if message.headers.get("Transfer-Encoding", "").lower() != "chunked":
+                while len(self._messages) > place:
+                    self._messages.pop()
+                self._refuse(400, refused.BadHttpMessage("the only Transfer-Encoding known here is chunked"))
+                return
+
+    def _refuse(self, status: int, error: HttpProcessingError) -> None:
         """As aiohttp does where its parser refuses."""
-        self._messages.append((_ErrInfo(status=400, exc=error, message=error.message), EMPTY_PAYLOAD))
+        self._messages.append((_ErrInfo(status=status, exc=error, message=error.message), EMPTY_PAYLOAD))
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
@@ -56,7 +107,7 @@ class ProblemProtocol(web.RequestHandler):
         """The problem that stands for what the parser refused, or for what nobody has caught."""
         if isinstance(exc, HttpProcessingError):
             log.debug("refused a request from %s: %s", request.remote, exc.message)
-            problem = problem_of_parser(exc)
+            problem = problem_of_parser(exc) if status == 400 else Problem(status, exc.message)
         elif isinstance(exc, Exception):
             problem = problem_of(exc)
         else:
@@ -73,7 +124,11 @@ class ProblemProtocol(web.RequestHandler):
         """As aiohttp's; an HTTP error that was raised before the middleware is a problem here."""
         if isinstance(resp, web.HTTPException) and resp.status >= 400:
             resp = problem_of(resp).response()
-        return await super().finish_response(request, resp, start_time)
+        if request.headers.get("Upgrade", "websocket").lower() != "websocket":
+            resp.force_close()  # aiohttp has forgotten what came behind it, and would read on in the middle of that
+        finished = await super().finish_response(request, resp, start_time)
+        self._refuse_other_codings()  # of what came behind a request to upgrade
+        return finished
 
     def log_exception(self, *args: Any, **kw: Any) -> None:
         """As aiohttp's, save that the rest of a body which cannot be read is no fault of the service's."""

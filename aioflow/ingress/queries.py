@@ -6,8 +6,11 @@ import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from typing import Annotated
 
 from aiohttp import web
+from pydantic import Field, WithJsonSchema
+from typing_extensions import TypedDict
 
 from aioflow.ingress.problems import Problem
 from aioflow.timeline import LARGEST_MS
@@ -17,6 +20,63 @@ LARGEST_PAGE = 1000
 DEFAULT_PAGE = 100
 SECONDS = re.compile(r"[0-9]{1,10}(\.[0-9]{1,9})?", re.ASCII)
 NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,6})?", re.ASCII)
+
+Time = Annotated[
+    str,
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "format": "date-time"},
+                {"type": "string", "pattern": r"^[0-9]{1,10}(\.[0-9]{1,9})?$"},
+            ],
+            "description": "epoch seconds, or RFC 3339 with a zone",
+        }
+    ),
+]
+"""What `read_time` reads, for the description of a route."""
+Seconds = Annotated[
+    str,
+    WithJsonSchema(
+        {"type": "string", "pattern": r"^[0-9]{1,9}(\.[0-9]{1,6})?$", "description": "a number of seconds, 0 or more"}
+    ),
+]
+"""What `read_seconds` reads, for the description of a route."""
+
+
+class RangeQuery(TypedDict, total=False):
+    """What `read_range` reads, for the description of a route."""
+
+    since: Time
+    until: Time
+
+
+class PageQuery(TypedDict, total=False):
+    """What `read_page` reads, for the description of a route."""
+
+    limit: Annotated[int, Field(ge=1, le=LARGEST_PAGE)]
+    cursor: Annotated[str, Field(description="as an answer had it")]
+
+
+class KeyHeader(TypedDict, total=False):
+    """What `id_of_key` is given, for the description of a route."""
+
+    idempotency_key: Annotated[
+        str,
+        Field(
+            alias="Idempotency-Key",
+            pattern="^[!-~]([ -~]{0,253}[!-~])?$",
+            description="the same key is the same job",
+        ),
+    ]
+
+
+class PreferHeader(TypedDict, total=False):
+    """What `read_wait` reads, for the description of a route."""
+
+    prefer: Annotated[
+        str,
+        Field(alias="Prefer", description="wait=SECONDS: answer with the result, should it come in time (RFC 7240)"),
+    ]
 
 
 def wrong(name: str, message: str) -> Problem:

@@ -25,7 +25,11 @@ local PUT_OFF_MS = 60000
 local failure, more, counts = '', 0, {0, 0}
 
 local function due(set)
-  local found = redis.call('ZRANGEBYSCORE', set, '-inf', now, 'LIMIT', 0, limit)
+  local found = redis.pcall('ZRANGEBYSCORE', set, '-inf', now, 'LIMIT', 0, limit)
+  if found.err then
+    failure = 'PROTOCOL ' .. set .. ' holds a ' .. redis.call('TYPE', set).ok .. ', not a zset'
+    return {}
+  end
   more = #found == limit and 1 or more
   return found
 end

@@ -8,10 +8,11 @@ import orjson
 from aiohttp import web
 from pydantic import ValidationError
 
-from aioflow import JobInfo, Problem, Runtime, State
+from aioflow import JobInfo, Problem, ProtocolError, Runtime, State
 from aioflow.web import format_time, json_body, wrong
 from services.factors.compute import compute, service
 from services.factors.models import WANTED, NewQuestion, Question
+from services.factors.shown import QuestionState
 
 __all__ = ["service"]
 
@@ -40,11 +41,11 @@ async def from_body(request: web.Request, _: Runtime) -> NewQuestion:
         raise
 
 
-service.get("/compute_factors", submits=compute, before=from_query, location="/compute_factors/{id}")
-service.post("/compute_factors", submits=compute, before=from_body, location="/compute_factors/{id}")
+service.get("/compute_factors", submits=compute, before=from_query, location="/compute_factors/{id}", query=NewQuestion)
+service.post("/compute_factors", submits=compute, before=from_body, location="/compute_factors/{id}", body=NewQuestion)
 
 
-@service.get("/compute_factors/{tracking_id}")
+@service.get("/compute_factors/{tracking_id}", answers={200: QuestionState}, problems=(503,))
 async def one(request: web.Request, runtime: Runtime) -> dict[str, Any]:
     """One question: its state, its times, and its answer once there is one."""
     return _of_job(await runtime.inspect(compute, request.match_info["tracking_id"]))
@@ -57,11 +58,22 @@ def _of_job(info: JobInfo) -> dict[str, Any]:
     if info.state in (State.DONE, State.DEAD):
         shown["finished_at"] = format_time(info.at_ms)
     if info.state is State.DONE and info.result is not None:
-        shown["result"] = orjson.loads(info.result)
+        shown["result"] = _object(info)
     elif info.state is State.DEAD and info.result is not None:
-        failure = orjson.loads(info.result)
+        failure = _object(info)
         shown["failure"] = {name: failure[name] for name in SHOWN_OF_FAILURE if name in failure}
     return shown
+
+
+def _object(info: JobInfo) -> dict[str, Any]:
+    """A result, or a failure. Raises ProtocolError where it is none of ours."""
+    try:
+        held = orjson.loads(info.result or b"")
+    except orjson.JSONDecodeError:
+        held = None
+    if not isinstance(held, dict):
+        raise ProtocolError(f"what the results of {compute.full_name} hold of {info.id} is not aioflow's")
+    return held
 
 
 def _number(payload: bytes) -> str | None:

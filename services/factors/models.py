@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from aioflow import delivery
 
@@ -35,7 +35,19 @@ class Question(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
-    number: Annotated[str, BeforeValidator(_digits)]
+    number: Annotated[
+        str,
+        BeforeValidator(_digits),
+        WithJsonSchema(
+            {
+                "anyOf": [
+                    {"type": "string", "pattern": rf"^{DIGITS.pattern}$"},
+                    {"type": "integer", "minimum": 1, "exclusiveMaximum": 10**MOST_DIGITS},
+                ]
+            },
+            mode="validation",
+        ),
+    ]
     post_back_url: str | None = None
 
 
@@ -45,7 +57,9 @@ class NewQuestion(Question):
     Only here: what was accepted is computed and kept, whatever the settings of deliveries say by then.
     """
 
-    post_back_url: Annotated[str, AfterValidator(_deliverable)] | None = None
+    post_back_url: Annotated[str, Field(json_schema_extra={"format": "uri"}), AfterValidator(_deliverable)] | None = (
+        None
+    )
 
 
 class PrimePower(BaseModel):

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
-from aioflow import Runtime, StoreUnavailable
+from aioflow import AioflowError, ProtocolError, Runtime, StoreUnavailable
 from aioflow.service import ServiceScript
 from services.moderation.models import Choice, Decision, Item, Moderator
 from services.moderation.settings import ModerationSettings
@@ -177,7 +177,7 @@ class Board:
             pipeline.hgetall(runtime.key(service, f"decision:{token}"))
             noted, record = await pipeline.execute()
         except (RedisError, OSError) as error:
-            raise StoreUnavailable(f"redis is away: {error}") from error
+            raise unread(error) from error
         return None if noted is None else {name.decode(): value.decode() for name, value in record.items()}
 
     async def _run(self, name: str, *words: str | bytes | int) -> Any:
@@ -187,6 +187,13 @@ class Board:
     def _named(self, name: str) -> tuple[Any, Any]:
         script = self._scripts[name]
         return script.service, script.path
+
+
+def unread(error: RedisError | OSError) -> AioflowError:
+    """What to raise where Redis does not answer a query; the driver's words name a key that holds another type."""
+    if isinstance(error, ResponseError) and "WRONGTYPE" in str(error):
+        return ProtocolError(f"a query met what is not moderation's: {error}")
+    return StoreUnavailable(f"redis is away: {error}")
 
 
 def taken(answer: int, least: int) -> int:

@@ -16,9 +16,9 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
-from aioflow import Job, Problem, Retry, RetryLater, Runtime, Service, StoreUnavailable
+from aioflow import Job, Problem, Retry, RetryLater, Runtime, Service
 from aioflow.delivery import Delivery
-from services.moderation.board import SCRIPTS, Board
+from services.moderation.board import SCRIPTS, Board, unread
 from services.moderation.hub import Hub
 from services.moderation.models import LOCK_ID
 from services.moderation.records import shown_decision
@@ -80,9 +80,9 @@ def hub_of(runtime: Runtime) -> Hub:
 
 
 async def asked(pipeline: Any) -> list[Any]:
-    """The answers of a pipeline. Raises StoreUnavailable."""
+    """The answers of a pipeline. Raises StoreUnavailable, and ProtocolError that names a key of another type."""
     try:
         answers: list[Any] = await pipeline.execute()
     except (RedisError, OSError) as error:
-        raise StoreUnavailable(f"redis is away: {error}") from error
+        raise unread(error) from error
     return answers

@@ -16,6 +16,7 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
+from pydantic.config import JsonDict
 
 LEVELS = 5
 MOST_HELD = 10
@@ -52,8 +53,9 @@ def _after_epoch(value: datetime) -> datetime:
     return value
 
 
-ItemId = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_printable)]
-PersonId = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_printable)]
+PRINTABLE: JsonDict = {"format": "printable"}
+ItemId = Annotated[str, Field(min_length=1, max_length=200, json_schema_extra=PRINTABLE), AfterValidator(_printable)]
+PersonId = Annotated[str, Field(min_length=1, max_length=128, json_schema_extra=PRINTABLE), AfterValidator(_printable)]
 Name = Annotated[str, Field(pattern=NAME)]
 LOCK_ID = r"^[0-9a-f]{1,32}\.[0-9]{1,16}$"
 Token = Annotated[str, Field(pattern=LOCK_ID)]

@@ -12,19 +12,20 @@ import orjson
 from aiohttp import web
 
 from aioflow import Problem, Runtime
-from aioflow.web import format_time, read_wait
+from aioflow.web import PreferHeader, format_time, read_wait
 from services.moderation.board import Board, Desk, Refused
 from services.moderation.declared import hub_of, service
 from services.moderation.hub import MOST_WATCHES, Hub, Watch
 from services.moderation.models import Ask, Decision, Extension, Item, Moderator
 from services.moderation.params import body_of
 from services.moderation.records import shown_decision, shown_lock
+from services.moderation.shown import Assignments, DecisionRecord, Extended, Joined, Left, Taken
 
 LOOK_SECONDS = 1.0
 """A request that waits looks this often, should a message be lost or its client have gone."""
 
 
-@service.post("/moderation/items")
+@service.post("/moderation/items", body=Item, answers={200: Taken, 202: Taken}, problems=(409, 429, 503))
 async def submit(request: web.Request, runtime: Runtime) -> web.Response:
     """Take an item; the same again is the same item."""
     hub, item = hub_of(runtime), await body_of(request, Item)
@@ -43,7 +44,7 @@ async def submit(request: web.Request, runtime: Runtime) -> web.Response:
     return answer(202 if new else 200, {"status": "accepted" if new else "known", "id": item.id})
 
 
-@service.post("/moderation/desks")
+@service.post("/moderation/desks", body=Moderator, answers={200: Joined}, problems=(404, 503))
 async def join(request: web.Request, runtime: Runtime) -> dict[str, Any]:
     """Open a desk that asks for items, or take over the one that this moderator has."""
     hub, moderator = hub_of(runtime), await body_of(request, Moderator)
@@ -55,7 +56,7 @@ async def join(request: web.Request, runtime: Runtime) -> dict[str, Any]:
     }
 
 
-@service.post("/moderation/desks/{moderator:[^/]+}/leave")
+@service.post("/moderation/desks/{moderator:[^/]+}/leave", answers={200: Left}, problems=(503,))
 async def leave(request: web.Request, runtime: Runtime) -> dict[str, Any]:
     """Close a desk; what it holds goes back at once."""
     name = request.match_info["moderator"]
@@ -64,7 +65,9 @@ async def leave(request: web.Request, runtime: Runtime) -> dict[str, Any]:
     return {"status": "left", "moderator": name}
 
 
-@service.post("/moderation/assignments")
+@service.post(
+    "/moderation/assignments", headers=PreferHeader, body=Ask, answers={200: Assignments}, problems=(404, 409, 503)
+)
 async def assignments(request: web.Request, runtime: Runtime) -> dict[str, Any]:
     """What a desk holds, after it was given the next item if it has room; with Prefer: wait once there is one."""
     hub, asking = hub_of(runtime), await body_of(request, Ask)
@@ -112,7 +115,7 @@ def has_gone(request: web.Request) -> bool:
     return request.transport is None or request.transport.is_closing()
 
 
-@service.post("/moderation/items/{id:[^/]+}/extend")
+@service.post("/moderation/items/{id:[^/]+}/extend", body=Extension, answers={200: Extended}, problems=(409, 503))
 async def extend(request: web.Request, runtime: Runtime) -> dict[str, Any]:
     """More time under a lock."""
     hub, wish, item_id = hub_of(runtime), await body_of(request, Extension), request.match_info["id"]
@@ -128,7 +131,9 @@ async def extended(board: Board, item_id: str, wish: Extension) -> dict[str, Any
     return {"status": "extended", "item": item_id, "expires_at": format_time(deadline_ms)}
 
 
-@service.post("/moderation/items/{id:[^/]+}/decisions")
+@service.post(
+    "/moderation/items/{id:[^/]+}/decisions", body=Decision, answers={200: DecisionRecord}, problems=(409, 503)
+)
 async def decide(request: web.Request, runtime: Runtime) -> dict[str, Any]:
     """Decide an item under a lock; the same decision again is answered as the first time."""
     hub, decision, item_id = hub_of(runtime), await body_of(request, Decision), request.match_info["id"]

@@ -9,7 +9,7 @@ from aiohttp import web
 
 from aioflow import Page, Problem, Runtime
 from aioflow.timeline import ReadPage
-from aioflow.web import format_time, read_choice, read_range, read_seconds, wrong
+from aioflow.web import PageQuery, RangeQuery, format_time, read_choice, read_range, read_seconds, wrong
 from services.moderation.declared import asked, hub_of, service
 from services.moderation.models import LEVELS, Outcome
 from services.moderation.params import page_of
@@ -18,16 +18,30 @@ from services.moderation.records import (
     ITEM_FIELDS,
     PLACE_STEP,
     age,
+    ours,
     shown_decision,
     shown_desk,
     shown_item,
+)
+from services.moderation.shown import (
+    Counts,
+    Decisions,
+    DecisionsQuery,
+    Desks,
+    DesksQuery,
+    Line,
+    LineQuery,
+    Locks,
+    Overdue,
+    OverdueQuery,
+    WholeItem,
 )
 
 CLASS = ("category", "language", "level")
 FILTERS = ("moderator", "category", "outcome")
 
 
-@service.get("/moderation/items")
+@service.get("/moderation/items", query=LineQuery, answers={200: Line}, problems=(503,))
 async def waiting(request: web.Request, runtime: Runtime) -> dict[str, Any]:
     """Waiting items in the order of the line: of all, or of one class."""
     hub_of(runtime)
@@ -45,7 +59,7 @@ async def waiting(request: web.Request, runtime: Runtime) -> dict[str, Any]:
     return {"items": items, "count": count, "cursor": listed.cursor}
 
 
-@service.get("/moderation/items/{id:[^/]+}")
+@service.get("/moderation/items/{id:[^/]+}", answers={200: WholeItem}, problems=(503,))
 async def one(request: web.Request, runtime: Runtime) -> dict[str, Any]:
     """One item, with its content."""
     hub_of(runtime)
@@ -56,18 +70,18 @@ async def one(request: web.Request, runtime: Runtime) -> dict[str, Any]:
     pipeline.zscore(runtime.key(service, "locks"), item_id)
     row, deadline = await asked(pipeline)
     *fields, body, token = row
-    shown = shown_item(item_id, fields)
+    shown = ours(key, shown_item, item_id, fields)
     if shown is None:
         raise Problem(404, f"there is no item {item_id}")
     if shown["status"] == "locked" and deadline is not None:
         shown["expires_at"] = format_time(int(deadline))
     if "decided_at" in shown and token is not None:
         (record,) = await records_of(runtime, [token.decode()])
-        shown |= {} if record is None else {"decision": shown_decision(record)}
-    return {**shown, "content": orjson.loads(body)["content"]}
+        shown |= {} if record is None else {"decision": record}
+    return {**shown, "content": ours(key, lambda: orjson.loads(body)["content"])}
 
 
-@service.get("/moderation/overdue")
+@service.get("/moderation/overdue", query=OverdueQuery, answers={200: Overdue}, problems=(503,))
 async def overdue(request: web.Request, runtime: Runtime) -> dict[str, Any]:
     """Items that have been undecided for longer than `older_than` seconds, oldest first."""
     hub_of(runtime)
@@ -77,7 +91,7 @@ async def overdue(request: web.Request, runtime: Runtime) -> dict[str, Any]:
     return {"items": await items_of(runtime, listed), "count": count, "cursor": listed.cursor}
 
 
-@service.get("/moderation/locks")
+@service.get("/moderation/locks", query=PageQuery, answers={200: Locks}, problems=(503,))
 async def locks(request: web.Request, runtime: Runtime) -> dict[str, Any]:
     """Items that are held, by the deadline of their lock."""
     hub_of(runtime)
@@ -88,7 +102,7 @@ async def locks(request: web.Request, runtime: Runtime) -> dict[str, Any]:
     return {"locks": shown, "cursor": listed.cursor}
 
 
-@service.get("/moderation/desks")
+@service.get("/moderation/desks", query=DesksQuery, answers={200: Desks}, problems=(503,))
 async def desks(request: web.Request, runtime: Runtime) -> dict[str, Any]:
     """Moderators: `state=all` by when they joined, `state=waiting` in the order in which they get the next items."""
     hub_of(runtime)
@@ -103,14 +117,17 @@ async def desks(request: web.Request, runtime: Runtime) -> dict[str, Any]:
     answers = await asked(pipeline)
     now_ms = runtime.now_ms()
     shown = [
-        shown_desk(moderator, row, held, None if rank is None else rank + 1, now_ms)
+        ours(
+            runtime.key(service, f"desk:{moderator}"),
+            *(shown_desk, moderator, row, held, None if rank is None else rank + 1, now_ms),
+        )
         for moderator, row, held, rank in zip(names, answers[::3], answers[1::3], answers[2::3], strict=True)
         if row[0] is not None
     ]
     return {"desks": shown, "cursor": listed.cursor}
 
 
-@service.get("/moderation/decisions")
+@service.get("/moderation/decisions", query=DecisionsQuery, answers={200: Decisions}, problems=(503,))
 async def decisions(request: web.Request, runtime: Runtime) -> dict[str, Any]:
     """Decisions in a time range, oldest first: all, or those of one moderator, category or outcome."""
     hub_of(runtime)
@@ -123,11 +140,11 @@ async def decisions(request: web.Request, runtime: Runtime) -> dict[str, Any]:
     since_ms, until_ms = read_range(request)
     listed = await page_of(request, reader(runtime, name), since_ms, until_ms)
     records = await records_of(runtime, [token for token, _ in listed.entries])
-    shown = [shown_decision(record) for record in records if record is not None]
+    shown = [record for record in records if record is not None]
     return {"decisions": shown, "cursor": listed.cursor}
 
 
-@service.get("/moderation/counts")
+@service.get("/moderation/counts", query=RangeQuery, answers={200: Counts}, problems=(503,))
 async def counts(request: web.Request, runtime: Runtime) -> dict[str, Any]:
     """How many decisions had each outcome in a time range, and how much is there now."""
     hub_of(runtime)
@@ -176,19 +193,32 @@ async def items_of(runtime: Runtime, listed: Page) -> list[dict[str, Any]]:
         pipeline.hmget(runtime.key(service, f"item:{item_id}"), *ITEM_FIELDS)
     rows = await asked(pipeline)
     now_ms = runtime.now_ms()
-    shown = [shown_item(item_id, row) for (item_id, _), row in zip(listed.entries, rows, strict=True)]
-    places = [int(row[ITEM_FIELDS.index("place")] or 0) % PLACE_STEP for row in rows]
-    return [
-        {**item, "waiting_seconds": age(submitted_ms, now_ms)}
-        for item, submitted_ms in zip(shown, places, strict=True)
-        if item is not None
+    shown = [
+        ours(runtime.key(service, f"item:{item_id}"), undecided, item_id, row, now_ms)
+        for (item_id, _), row in zip(listed.entries, rows, strict=True)
     ]
+    return [item for item in shown if item is not None]
 
 
-async def records_of(runtime: Runtime, tokens: list[str]) -> list[dict[str, str] | None]:
-    """The records of decisions; None for those that are kept no longer."""
+def undecided(item_id: str, row: list[bytes | None], now_ms: int) -> dict[str, Any] | None:
+    """An item, and for how long it has been undecided; None where it is not there."""
+    item = shown_item(item_id, row)
+    submitted_ms = int(row[ITEM_FIELDS.index("place")] or 0) % PLACE_STEP
+    return None if item is None else {**item, "waiting_seconds": age(submitted_ms, now_ms)}
+
+
+async def records_of(runtime: Runtime, tokens: list[str]) -> list[dict[str, Any] | None]:
+    """Decisions as they are shown; None for those that are kept no longer."""
     pipeline = runtime.redis.pipeline(transaction=False)
     for token in tokens:
         pipeline.hgetall(runtime.key(service, f"decision:{token}"))
     found = await asked(pipeline)
-    return [{name.decode(): value.decode() for name, value in row.items()} or None for row in found]
+    return [
+        ours(runtime.key(service, f"decision:{token}"), recorded, row) if row else None
+        for token, row in zip(tokens, found, strict=True)
+    ]
+
+
+def recorded(row: dict[bytes, bytes]) -> dict[str, Any]:
+    """A decision by its hash."""
+    return shown_decision({name.decode(): value.decode() for name, value in row.items()})

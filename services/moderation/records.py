@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import orjson
 
+from aioflow import ProtocolError
 from aioflow.web import format_time
 from services.moderation.board import Lock
 
+T = TypeVar("T")
 PLACE_STEP = 2**42
 """A place in line is priority * this + UTC ms."""
 ITEM_FIELDS = ("state", "skill", "level", "place", "author", "moderator", "since", "votes", "skips", "decided")
 DESK_FIELDS = ("skills", "level", "holds", "since", "by", "kind")
+
+
+def ours(key: str, show: Callable[..., T], *row: Any) -> T:
+    """What is shown of a row. Raises ProtocolError that names the key where nobody of ours wrote that row."""
+    try:
+        return show(*row)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ProtocolError(f"what {key} holds is not moderation's: {error!r}") from error
 
 
 def texts(row: Sequence[bytes | None]) -> list[str | None]:

@@ -30,7 +30,9 @@ class ModerationSettings(BaseSettings):
         frozenset(), description="Categories, separated by commas, in which two moderators must agree"
     )
     results: str | None = Field(None, description="Task, such as ledger.book, that is sent every final decision")
-    post_back: str | None = Field(None, description="URL to which every final decision is delivered, signed")
+    post_back: str | None = Field(
+        None, repr=False, description="URL to which every final decision is delivered, signed"
+    )
 
     @field_validator("two_person", mode="before")
     @classmethod
@@ -90,8 +92,11 @@ def load_settings() -> ModerationSettings:
     try:
         return ModerationSettings()
     except ValidationError as error:
-        problems = [
-            f"MODERATION_{'_'.join(map(str, problem['loc'])).upper()}: {problem['msg']}, got {problem['input']!r}"
-            for problem in error.errors()
-        ]
-        raise ConfigError("wrong settings of moderation: " + "; ".join(problems)) from error
+        problems = [_said(str(problem["loc"][0]), problem["msg"], problem["input"]) for problem in error.errors()]
+    # Outside the handler: neither the cause nor the context of what is raised holds what may be secret.
+    raise ConfigError("wrong settings of moderation: " + "; ".join(problems))
+
+
+def _said(name: str, message: str, given: object) -> str:
+    shown = "" if name == "post_back" else f", got {given!r}"  # the path of a webhook may be its secret
+    return f"MODERATION_{name.upper()}: {message}{shown}"

@@ -42,7 +42,7 @@ MESSAGES: TypeAdapter[Join | Decide | Extend | Leave] = TypeAdapter(
 TYPES = ("join", "decide", "extend", "leave")
 
 
-@service.get("/moderation/desk")
+@service.get("/moderation/desk", answers={101: None}, problems=(503,))
 async def desk(request: web.Request, runtime: Runtime) -> web.WebSocketResponse:
     """A moderator's session."""
     hub = hub_of(runtime)

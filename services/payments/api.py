@@ -9,13 +9,36 @@ from typing import Any
 import aiohttp
 import orjson
 from aiohttp import web
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
-from aioflow import Discard, Job, JobInfo, Page, Problem, Retry, Runtime, Service, State, StoreUnavailable
+from aioflow import (
+    Discard,
+    Job,
+    JobInfo,
+    Page,
+    Problem,
+    ProtocolError,
+    Retry,
+    Runtime,
+    Service,
+    State,
+    StoreUnavailable,
+)
 from aioflow.web import format_time, read_choice, read_page, read_range, read_seconds
 from services.payments.gateways import CheckedGateway, Gateway, HttpGateway, SimulatedGateway
 from services.payments.models import GatewayError, Outcome, Payment, PaymentRefused, Receipt
 from services.payments.settings import load_settings
+from services.payments.shown import (
+    Count,
+    CountQuery,
+    ListQuery,
+    Overdue,
+    OverdueQuery,
+    PartyQuery,
+    Payments,
+    PaymentState,
+    Requeued,
+)
 
 LEDGER = "gateway_ledger"
 
@@ -88,7 +111,7 @@ async def charge(payment: Payment, job: Job) -> Receipt:
 service.post("/payments", submits=charge, location="/payments/{id}")
 
 
-@service.get("/payments/overdue")
+@service.get("/payments/overdue", query=OverdueQuery, answers={200: Overdue}, problems=(503,))
 async def overdue(request: web.Request, runtime: Runtime) -> dict[str, Any]:
     """Payments that have been queued or running for longer than `older_than` seconds, oldest first."""
     older_than = read_seconds(request, "older_than", 60.0)
@@ -104,20 +127,20 @@ async def overdue(request: web.Request, runtime: Runtime) -> dict[str, Any]:
     }
 
 
-@service.get("/payments/count")
+@service.get("/payments/count", query=CountQuery, answers={200: Count}, problems=(503,))
 async def count(request: web.Request, runtime: Runtime) -> dict[str, Any]:
     """How many payments have a status, in a time range."""
     status, since_ms, until_ms = read_choice(request, "status", STATUSES), *read_range(request)
     return {"status": status, "count": await _count(runtime, status, since_ms, until_ms)}
 
 
-@service.get("/payments/{tracking_id}")
+@service.get("/payments/{tracking_id}", answers={200: PaymentState}, problems=(503,))
 async def one(request: web.Request, runtime: Runtime) -> dict[str, Any]:
     """One payment: its state, its times, and what came of it."""
     return _of_job(await runtime.inspect(charge, request.match_info["tracking_id"]))
 
 
-@service.post("/payments/{tracking_id}/requeue")
+@service.post("/payments/{tracking_id}/requeue", answers={202: Requeued}, problems=(409, 503))
 async def requeue(request: web.Request, runtime: Runtime) -> web.Response:
     """Give a dead payment a new life."""
     tracking_id = request.match_info["tracking_id"]
@@ -130,7 +153,7 @@ async def requeue(request: web.Request, runtime: Runtime) -> web.Response:
     )
 
 
-@service.get("/payments")
+@service.get("/payments", query=ListQuery, answers={200: Payments}, problems=(503,))
 async def listing(request: web.Request, runtime: Runtime) -> dict[str, Any]:
     """Payments of one status, oldest first."""
     status = read_choice(request, "status", STATUSES)
@@ -148,13 +171,13 @@ async def listing(request: web.Request, runtime: Runtime) -> dict[str, Any]:
     return {"payments": [_of_job(info) for info in infos if info is not None], "cursor": listed.cursor}
 
 
-@service.get("/payers/{party_id:[^/]+}/payments")
+@service.get("/payers/{party_id:[^/]+}/payments", query=PartyQuery, answers={200: Payments}, problems=(503,))
 async def made(request: web.Request, runtime: Runtime) -> dict[str, Any]:
     """The successful payments of a payer, oldest first; `status=insufficient_funds` for those that were declined."""
     return await _of_party(request, runtime, {"success": payments_made_by, "insufficient_funds": insufficient_made_by})
 
 
-@service.get("/recipients/{party_id:[^/]+}/payments")
+@service.get("/recipients/{party_id:[^/]+}/payments", query=PartyQuery, answers={200: Payments}, problems=(503,))
 async def received(request: web.Request, runtime: Runtime) -> dict[str, Any]:
     """The successful payments to a recipient, oldest first; `status=insufficient_funds` for the declined."""
     return await _of_party(
@@ -188,15 +211,29 @@ async def _count(runtime: Runtime, status: str, since_ms: int, until_ms: int) ->
 async def _records(runtime: Runtime, name: str, listed: Page) -> list[dict[str, Any]]:
     if not listed.entries:
         return []
+    key = runtime.key(service, name)
     try:
-        records = await runtime.redis.hmget(runtime.key(service, name), [txn_id for txn_id, _ in listed.entries])
+        records = await runtime.redis.hmget(key, [txn_id for txn_id, _ in listed.entries])
+    except ResponseError as error:
+        raise ProtocolError(f"a query met what is not payments' at {key}: {error}") from error
     except (RedisError, OSError) as error:
         raise StoreUnavailable(f"redis is away: {error}") from error
     return [
-        {**orjson.loads(record), "at": format_time(at_ms)}
-        for record, (_, at_ms) in zip(records, listed.entries, strict=True)
+        {**_object(record, f"{key} of {txn_id}"), "at": format_time(at_ms)}
+        for record, (txn_id, at_ms) in zip(records, listed.entries, strict=True)
         if record is not None
     ]
+
+
+def _object(record: bytes | str, where: str) -> dict[str, Any]:
+    """A record of ours. Raises ProtocolError that says where another's is."""
+    try:
+        held = orjson.loads(record)
+    except orjson.JSONDecodeError as error:
+        raise ProtocolError(f"what there is at {where} is no JSON: {error}") from error
+    if not isinstance(held, dict):
+        raise ProtocolError(f"what there is at {where} is no record of payments")
+    return held
 
 
 async def _listed(reading: Any) -> Page:
@@ -212,10 +249,10 @@ def _of_job(info: JobInfo) -> dict[str, Any]:
     status: str = {State.SCHEDULED: "queued", State.READY: "queued"}.get(info.state, info.state.value)
     shown: dict[str, Any] = {"tracking_id": info.id, "payment": _payment(info.payload)}
     if info.state is State.DONE and info.result is not None:
-        shown["receipt"] = orjson.loads(info.result)
-        status = shown["receipt"]["outcome"]
+        shown["receipt"] = _object(info.result, f"the results of {charge.full_name}, {info.id}")
+        status = shown["receipt"].get("outcome", status)
     elif info.state is State.DEAD and info.result is not None:
-        failure = orjson.loads(info.result)
+        failure = _object(info.result, f"the results of {charge.full_name}, {info.id}")
         shown["failure"] = {name: failure[name] for name in SHOWN_OF_FAILURE if name in failure}
     shown |= {"status": status, "attempt": info.attempt, "submitted_at": format_time(info.submitted_ms)}
     if info.state in (State.DONE, State.DEAD):

@@ -17,7 +17,9 @@ def _printable(value: str) -> str:
     return value
 
 
-PartyId = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_printable)]
+PartyId = Annotated[
+    str, Field(min_length=1, max_length=128, json_schema_extra={"format": "printable"}), AfterValidator(_printable)
+]
 
 
 class Payment(BaseModel):

@@ -13,7 +13,7 @@ class PaymentsSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="PAYMENTS_", env_ignore_empty=True, extra="ignore")
 
-    gateway_url: HttpUrl | None = Field(None, description="URL of the gateway; unset: the simulated one")
+    gateway_url: HttpUrl | None = Field(None, repr=False, description="URL of the gateway; unset: the simulated one")
     gateway_timeout: float = Field(10.0, gt=0, le=3600, description="Seconds that the gateway gets to answer")
     simulated_seed: int = Field(0, description="Seed of the simulated gateway")
     simulated_insufficient_rate: float = Field(0.1, ge=0, le=1, description="Share of payments it declines")
@@ -26,8 +26,11 @@ def load_settings() -> PaymentsSettings:
     try:
         return PaymentsSettings()
     except ValidationError as error:
-        problems = [
-            f"PAYMENTS_{'_'.join(map(str, problem['loc'])).upper()}: {problem['msg']}, got {problem['input']!r}"
-            for problem in error.errors()
-        ]
-        raise ConfigError("wrong settings of payments: " + "; ".join(problems)) from error
+        problems = [_said(str(problem["loc"][0]), problem["msg"], problem["input"]) for problem in error.errors()]
+    # Outside the handler: neither the cause nor the context of what is raised holds a password.
+    raise ConfigError("wrong settings of payments: " + "; ".join(problems))
+
+
+def _said(name: str, message: str, given: object) -> str:
+    shown = "" if name == "gateway_url" else f", got {given!r}"  # a URL may hold a password
+    return f"PAYMENTS_{name.upper()}: {message}{shown}"

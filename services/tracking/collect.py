@@ -17,7 +17,7 @@ from aiohttp import web
 from pydantic import ValidationError
 
 from aioflow import AioflowError, Handle, IdConflict, Runtime
-from aioflow.web import Problem, id_of_key, json_response, message_of, read_json, wrong
+from aioflow.web import KeyHeader, Problem, id_of_key, json_response, message_of, read_json, wrong
 from services.tracking.models import (
     BYTES_OF_JOB,
     EVENTS_OF_JOB,
@@ -30,6 +30,7 @@ from services.tracking.models import (
 )
 from services.tracking.proxies import client_address
 from services.tracking.service import Tracking, service, store
+from services.tracking.shown import CollectedMany, CollectedOne, GifQuery, NewEvents
 
 GIF = base64.b64decode("R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7")
 NEVER_CACHED = {"Cache-Control": "no-store, no-cache, must-revalidate, max-age=0", "Pragma": "no-cache", "Expires": "0"}
@@ -46,7 +47,13 @@ class Part:
     positions: list[int]
 
 
-@service.post("/track")
+@service.post(
+    "/track",
+    headers=KeyHeader,
+    body=NewEvents,
+    answers={202: CollectedOne | CollectedMany},
+    problems=(409, 429, 503),
+)
 async def track(request: web.Request, runtime: Runtime) -> web.Response:
     """Take one event, or an array of up to 1,000."""
     await runtime.admit()
@@ -61,7 +68,7 @@ async def track(request: web.Request, runtime: Runtime) -> web.Response:
     return _taken(row_id(handle.id, 0))
 
 
-@service.get("/track.gif")
+@service.get("/track.gif", query=GifQuery, answers={200: "image/gif"}, problems=(429, 503))
 async def gif(request: web.Request, runtime: Runtime) -> web.Response:
     """Take the event of a page that asks for an image; its answer is one transparent point."""
     url = request.query.get("url") or request.headers.get("Referer")

@@ -15,7 +15,7 @@ from ipaddress import IPv6Address, ip_address
 from typing import Annotated, Any, NotRequired
 
 import orjson
-from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, with_config
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, WithJsonSchema, with_config
 from typing_extensions import TypedDict
 
 from aioflow.web import parse_time
@@ -108,12 +108,49 @@ def _properties(value: dict[str, Any]) -> str:
 
 STRICT = ConfigDict(strict=True, extra="forbid")
 NO_NUL = r"^[^\x00]*$"
-Url = Annotated[str, Field(min_length=1, max_length=LONGEST_URL), AfterValidator(_url)]
+Url = Annotated[
+    str, Field(min_length=1, max_length=LONGEST_URL, json_schema_extra={"pattern": URL_PATTERN}), AfterValidator(_url)
+]
 Referrer = Annotated[str, Field(max_length=LONGEST_URL, pattern=NO_NUL)]
 Agent = Annotated[str, Field(max_length=LONGEST_AGENT, pattern=NO_NUL)]
-Address = Annotated[str, Field(max_length=64), AfterValidator(address_of)]
-Moment = Annotated[Any, AfterValidator(_moment)]
-Properties = Annotated[dict[str, Any], Field(max_length=MOST_PROPERTIES), AfterValidator(_properties)]
+Address = Annotated[
+    str,
+    Field(max_length=64),
+    AfterValidator(address_of),
+    WithJsonSchema({"type": "string", "anyOf": [{"format": "ipv4"}, {"format": "ipv6"}]}),
+]
+Moment = Annotated[
+    Any,
+    AfterValidator(_moment),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "number", "minimum": 0, "maximum": FARTHEST_SECONDS},
+                {"type": "string", "pattern": r"^[0-9]{1,9}(\.[0-9]{1,9})?$"},
+                {"type": "string", "format": "date-time"},
+            ]
+        }
+    ),
+]
+Properties = Annotated[
+    dict[str, Any],
+    Field(max_length=MOST_PROPERTIES),
+    AfterValidator(_properties),
+    WithJsonSchema(
+        {
+            "type": "object",
+            "maxProperties": MOST_PROPERTIES,
+            "propertyNames": {"minLength": 1, "maxLength": LONGEST_NAME, "pattern": NO_NUL},
+            "additionalProperties": {
+                "anyOf": [
+                    {"type": "string", "maxLength": LONGEST_VALUE, "pattern": NO_NUL},
+                    {"type": "integer", "minimum": -LARGEST_NUMBER, "maximum": LARGEST_NUMBER},
+                    {"type": ["number", "boolean", "null"]},
+                ]
+            },
+        }
+    ),
+]
 
 
 @with_config(STRICT)
@@ -131,7 +168,7 @@ class Event(TypedDict):
     properties: NotRequired[Properties | None]
 
 
-@with_config(STRICT)
+@with_config(ConfigDict(**STRICT, json_schema_extra={"minProperties": 1}))
 class Change(TypedDict, total=False):
     """What of a request in the table is to be another; null takes it away."""
 

@@ -14,10 +14,11 @@ from aioflow import Runtime
 from aioflow.web import Problem, json_response, read_choice, read_json, read_page, read_range, refuse_unknown, wrong
 from services.tracking import queries
 from services.tracking.database import DatabaseAway, RowRefused, TooSlow
-from services.tracking.models import CHANGE
+from services.tracking.models import CHANGE, Change
 from services.tracking.queries import BUCKETS, COLUMNS, MOST_BUCKETS, SORTS, Shown, Wanted
 from services.tracking.rows import parts_of_agent, parts_of_url
 from services.tracking.service import Tracking, service
+from services.tracking.shown import ListQuery, Request, Requests, Stats, StatsQuery, Top, TopPageQuery
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -31,7 +32,7 @@ MOST_IDS = 200
 DEFAULT_BUCKETS = {"minute": 60, "hour": 24, "day": 30}
 
 
-@service.get("/track/stats")
+@service.get("/track/stats", query=StatsQuery, answers={200: Stats}, problems=(503,), bearer=True)
 async def stats(request: web.Request, runtime: Runtime) -> Shown:
     """How many requests in a time range, by minute, hour or day."""
     tracking = allowed(request, runtime)
@@ -47,7 +48,7 @@ async def stats(request: web.Request, runtime: Runtime) -> Shown:
     return await _asked(tracking, lambda c: queries.stats(c, since_ms, until_ms, bucket))
 
 
-@service.get("/track/top")
+@service.get("/track/top", query=TopPageQuery, answers={200: Top}, problems=(503,), bearer=True)
 async def top(request: web.Request, runtime: Runtime) -> Shown:
     """The most frequent pages, addresses, browsers and so on."""
     tracking = allowed(request, runtime)
@@ -57,7 +58,7 @@ async def top(request: web.Request, runtime: Runtime) -> Shown:
     return {"by": by, "top": await _asked(tracking, lambda c: queries.top(c, since_ms, until_ms, by, limit))}
 
 
-@service.get("/track/requests")
+@service.get("/track/requests", query=ListQuery, answers={200: Requests}, problems=(503,), bearer=True)
 async def listing(request: web.Request, runtime: Runtime) -> web.Response:
     """Requests, the newest first unless asked otherwise."""
     tracking = allowed(request, runtime)
@@ -78,14 +79,14 @@ async def listing(request: web.Request, runtime: Runtime) -> web.Response:
     return await asyncio.to_thread(_listed, found, following)
 
 
-@service.get("/track/requests/{id}")
+@service.get("/track/requests/{id}", answers={200: Request}, problems=(503,), bearer=True)
 async def show(request: web.Request, runtime: Runtime) -> Shown:
     """One request."""
     tracking = allowed(request, runtime)
     return await _shown(tracking, _key(request))
 
 
-@service.patch("/track/requests/{id}")
+@service.patch("/track/requests/{id}", body=Change, answers={200: Request}, problems=(503,), bearer=True)
 async def change(request: web.Request, runtime: Runtime) -> Shown:
     """Change fields of a request, such as an address that is to be forgotten."""
     tracking = allowed(request, runtime)
@@ -110,7 +111,7 @@ async def change(request: web.Request, runtime: Runtime) -> Shown:
     return queries.shown(row)
 
 
-@service.delete("/track/requests/{id}")
+@service.delete("/track/requests/{id}", problems=(503,), bearer=True)
 async def delete(request: web.Request, runtime: Runtime) -> None:
     """Delete a request."""
     tracking = allowed(request, runtime)

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -48,8 +49,8 @@ class TrackingSettings(BaseSettings):
     @field_validator("database")
     @classmethod
     def _known(cls, given: SecretStr | None) -> SecretStr | None:
-        if given is not None and not DATABASE.match(given.get_secret_value()):
-            raise ValueError("write sqlite:///FILE or postgresql://user:password@host:port/name")
+        if given is not None and not (DATABASE.match(given.get_secret_value()) and _has_a_place(given)):
+            raise ValueError("write sqlite:///FILE or postgresql://user:password@host:port/name, %40 for an @ in it")
         return given
 
     def url(self, data: Path) -> str:
@@ -58,6 +59,15 @@ class TrackingSettings(BaseSettings):
             return f"sqlite+aiosqlite:///{(data / 'tracking.sqlite3').absolute()}"
         scheme, _, rest = self.database.get_secret_value().partition("://")
         return f"{SCHEMES[scheme.partition('+')[0]]}://{rest}"
+
+
+def _has_a_place(url: SecretStr) -> bool:
+    """Whether its port is a number: what stands there instead is a part of the password, most often."""
+    try:
+        _ = urlsplit(url.get_secret_value()).port
+    except ValueError:
+        return False
+    return True
 
 
 def load_settings() -> TrackingSettings:
@@ -71,7 +81,8 @@ def load_settings() -> TrackingSettings:
             for problem in error.errors()
             for name in [str(problem["loc"][0])]
         ]
-        raise ConfigError("wrong settings of tracking: " + "; ".join(problems)) from error
+    # Outside the handler: neither the cause nor the context of what is raised holds a password.
+    raise ConfigError("wrong settings of tracking: " + "; ".join(problems))
 
 
 def check_installed(url: str) -> None:

@@ -4,301 +4,202 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
-import shutil
 import signal
-import subprocess
-import sys
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable
 
-from redis.asyncio import Redis
-
-from aioflow import AioflowError, Runtime
-from aioflow.engine import scripts
-from services.payments.api import charge
+from aioflow import AioflowError, Handle, Runtime
 from services.payments.api import service as payments
-from tests.chaos.check import Check
-from tests.chaos.work import LEASE, SQLITE, book, books, die, sell, shop, stock, take
-from tests.proxy import Proxy
-from tests.serving import ROOT, Serve, bound
-from tests.valkey import Valkey
+from tests.chaos import ledger
+from tests.chaos.check import TASKS, Check, rows_of
+from tests.chaos.history import BLOCK, CLOCK, FREEZE, Span
+from tests.chaos.judge import Findings, Judge
+from tests.chaos.mishaps import Mishaps
+from tests.chaos.receipts import Receipt
+from tests.chaos.report import Report
+from tests.chaos.server import STEPPED_IN
+from tests.chaos.work import archive, books, die, eat, shop, step, stock
+from tests.chaos.world import NAMESPACE, RUNTIMES, World
 from tests.waiting import wait_until
 
-NAMESPACE = "chaos"
-SERVICES = ("tests.chaos.work:shop", "tests.chaos.work:stock", "tests.chaos.work:books", "services.payments:service")
-RUNTIMES = 3
-SUBMITTERS = 2
 SETTLED_SECONDS = 120.0
 """Once nothing goes wrong any more, all that was accepted must be done within so many."""
-
-
-@dataclass
-class Report:
-    """What a run did, and what it found."""
-
-    seed: int
-    minutes: float
-    faults: Counter[str] = field(default_factory=Counter)
-    process_kills: int = 0
-    server_kills: int = 0
-    accepted: Counter[str] = field(default_factory=Counter)
-    lost: int = 0
-    doubled: int = 0
-    wrong: list[str] = field(default_factory=list)
-    schedule: list[str] = field(default_factory=list)
-
-    def told(self) -> dict[str, Any]:
-        """As JSON has it."""
-        return dict(vars(self))
-
-
-class Submitting:
-    """One submitting process after the other."""
-
-    def __init__(self, number: int, command: list[str], folder: Path) -> None:
-        self._number = number
-        self._command = command
-        self._log = folder / f"receipts-{number}"
-        self._said = (folder / f"submitter-{number}.log").open("ab")
-        self._lives = 0
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def spawn(self) -> None:
-        """Begin another life."""
-        self._lives += 1
-        life = f"s{self._number}l{self._lives}"
-        self.process = subprocess.Popen(
-            [*self._command, "--log", str(self._log), "--life", life], cwd=ROOT, stdout=self._said, stderr=self._said
-        )
-
-    def receipts(self) -> list[tuple[str, str]]:
-        """(kind, name) of each receipt; the last line may have been cut short with its process."""
-        lines = self._log.read_text().splitlines() if self._log.exists() else []
-        return [(kind, name) for kind, _, name in (line.partition(" ") for line in lines)]
-
-    def close(self) -> None:
-        if self.process is not None and self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
-        self._said.close()
+LINE_SECONDS = 60.0
+LONG_LINE = 150
+"""Jobs whose order is looked at, before and after everything."""
+PRIORITIES = (4, 0, 9)
+RECOVERING = ("shop.wait",)
+"""The other queues may be long: what goes back to its place there waits for those before it."""
 
 
 class Run:
     """A run of so many minutes; the seed decides what goes wrong, and when."""
 
-    def __init__(self, seed: int, minutes: float, *, pace: float = 0.1, deadly: float = 0.0005) -> None:
-        self.report = Report(seed, minutes)
-        self._drawn = random.Random(seed)
-        self._folder = Path(tempfile.mkdtemp(prefix="aioflow-chaos-"))
-        self._valkey = Valkey(fsync=True)
-        self._proxy = Proxy(self._valkey.socket)
-        self._sockets = [bound() for _ in range(RUNTIMES)]
-        self._pace = pace
-        self._deadly = deadly
-        self._runtimes: list[Serve] = []
-        self._submitters: list[Submitting] = []
-        self._frozen: set[int] = set()
-        self._began = time.monotonic()
+    def __init__(self, seed: int, minutes: float, *, pace: float = 0.1, deadly: float = 0.0001) -> None:
+        self.report = Report(seed, minutes, pace)
+        self._world = World(seed, pace, deadly)
+        self._faults = Mishaps(self._world, seed)
+        self._findings = Findings()
+        self._lines: list[list[str]] = []
+        self._receipts: list[Receipt] = []
 
     async def run(self) -> Report:
         """Everything; the report says whether all promises were kept."""
-        self._valkey.start()
+        world = self._world
+        services = [shop, stock, books, archive, payments]
         try:
-            async with self._proxy:
-                self._make()
-                await asyncio.gather(*(runtime.start() for runtime in self._runtimes))
-                for submitter in self._submitters:
-                    submitter.spawn()
-                supervising = asyncio.create_task(self._supervise())
+            await world.start()
+            async with Runtime(services, redis=world.server.url, namespace=NAMESPACE, workers=False) as runtime:
+                supervising = asyncio.create_task(world.supervise())
                 try:
+                    await self._run_a_line(runtime)
+                    await self._submit_the_deadly(runtime)
                     await self._go_wrong()
-                    await self._end()
+                    await self._calm_down(runtime)
+                    await self._run_a_line(runtime)
                 finally:
                     supervising.cancel()
                     await asyncio.wait([supervising])
+                await self._end_runtimes()
+                await self._check(runtime)
         finally:
-            for submitter in self._submitters:
-                submitter.close()
-            for runtime in self._runtimes:
-                runtime.close()
-            self._valkey.close()
-            shutil.rmtree(self._folder, ignore_errors=True)
+            await world.close(keep=bool(self.report.wrong))
         return self.report
 
-    def _make(self) -> None:
-        ports = [listener.getsockname()[1] for listener in self._sockets]
-        for listener in self._sockets:
-            listener.close()
-        environment = {
-            "AIOFLOW_NAMESPACE": NAMESPACE,
-            SQLITE: str(self._folder / "books.sqlite3"),
-            "PAYMENTS_SIMULATED_LATENCY": "0.02",
-        }
-        for number, port in enumerate(ports):
-            url = self._proxy.url if number == 0 else self._valkey.url
-            words = (*SERVICES, "--redis", url, "--port", str(port), "--grace", "2")
-            self._runtimes.append(Serve(*words, environment=environment))
-        for number in range(SUBMITTERS):
-            url = self._proxy.url if number == 0 else self._valkey.url
-            command = [sys.executable, "-m", "tests.chaos.submitter", "--redis", url, "--namespace", NAMESPACE]
-            command += ["--seed", str(self.report.seed), "--pace", str(self._pace), "--deadly", str(self._deadly)]
-            command += ["--ports", *map(str, ports)]
-            self._submitters.append(Submitting(number, command, self._folder))
+    async def _run_a_line(self, runtime: Runtime) -> None:
+        """Where nothing goes wrong, jobs start in the order of their line."""
+        number = len(self._lines)
+        await runtime.pause(step)
+        expected: list[tuple[int, str]] = []
+        for index in range(LONG_LINE):
+            priority, name = PRIORITIES[index % len(PRIORITIES)], f"line{number}-{index:06}"
+            await runtime.submit(step, name, id=name, priority=priority)
+            expected.append((priority, name))
+        self._lines.append([name for _, name in sorted(expected)])
+        await runtime.resume(step)
 
-    async def _supervise(self) -> None:
-        """Start again what has died, as a supervisor does; a job that kills its process counts as a kill."""
-        while True:
-            everybody: list[Serve | Submitting] = [*self._runtimes, *self._submitters]
-            for kept in everybody:
-                if kept.process is not None and kept.process.poll() is not None:
-                    self.report.process_kills += kept.process.returncode == -signal.SIGKILL
-                    kept.spawn()
-            await asyncio.sleep(0.1)
+        async def all_done() -> bool:
+            return (await runtime.sizes(step)).open == 0
 
-    # ---- what goes wrong
+        await wait_until(all_done, LINE_SECONDS)
+
+    async def _submit_the_deadly(self, runtime: Runtime) -> None:
+        """One of each kind at least, however short the run."""
+        for task, kind in ((die, "die"), (eat, "eat")):
+            handle = await runtime.submit(task, kind, id=f"first-{kind}")
+            assert isinstance(handle, Handle)
+            self._receipts.append(Receipt(kind, handle.id, runtime.durability))
 
     async def _go_wrong(self) -> None:
-        faults: dict[Callable[[], Awaitable[str]], int] = {
-            self._kill_a_runtime: 8,
-            self._kill_a_submitter: 3,
-            self._end_a_runtime: 2,
-            self._freeze_a_runtime: 3,
-            self._kill_the_server: 2,
-            self._freeze_the_server: 1,
-            self._cut_the_line: 3,
-            self._stall_the_line: 1,
-            self._lose_replies: 4,
-            self._kill_clients: 2,
-            self._flush_scripts: 1,
-            self._fill_the_memory: 1,
-        }
-        end = time.monotonic() + 60 * self.report.minutes
-        while time.monotonic() < end:
-            await asyncio.sleep(self._drawn.uniform(0.5, 3.0))
-            (fault,) = self._drawn.choices(list(faults), list(faults.values()))
+        began = self._world.history.began = time.monotonic()
+        for submitter in self._world.submitters:
+            submitter.spawn()
+        end = began + 60 * self.report.minutes
+        while True:
+            pause, fault = self._faults.draw()
+            if time.monotonic() + pause >= end:
+                break
+            await asyncio.sleep(pause)
+            since = time.monotonic() - began
             detail = await fault()
-            name = fault.__name__.strip("_")
+            name = fault.__name__
             self.report.faults[name] += 1
-            self.report.schedule.append(f"{time.monotonic() - self._began:.1f} {name} {detail}".rstrip())
+            self.report.schedule.append(f"{since:.1f} {name} {detail}".rstrip())
+        await asyncio.sleep(max(0.0, end - time.monotonic()))
 
-    def _some_runtime(self) -> Serve:
-        return self._drawn.choice(self._runtimes)
-
-    def _signal(self, process: subprocess.Popen[bytes] | None, number: signal.Signals) -> str:
-        assert process is not None
-        with suppress(ProcessLookupError):
-            process.send_signal(number)
-        return str(process.pid)
-
-    async def _kill_a_runtime(self) -> str:
-        return self._signal(self._some_runtime().process, signal.SIGKILL)
-
-    async def _kill_a_submitter(self) -> str:
-        return self._signal(self._drawn.choice(self._submitters).process, signal.SIGKILL)
-
-    async def _end_a_runtime(self) -> str:
-        return self._signal(self._some_runtime().process, signal.SIGTERM)
-
-    async def _freeze_a_runtime(self) -> str:
-        """For longer than the lease: it wakes as a zombie, and settles what is another's by now."""
-        process = self._some_runtime().process
-        self._signal(process, signal.SIGSTOP)
-        await asyncio.sleep(self._drawn.uniform(1.2, 3.0) * LEASE)
-        return self._signal(process, signal.SIGCONT)
-
-    async def _kill_the_server(self) -> str:
-        await asyncio.to_thread(self._valkey.kill)
-        await asyncio.sleep(self._drawn.uniform(0.0, 1.0))
-        await asyncio.to_thread(self._valkey.start)
-        self.report.server_kills += 1
-        return ""
-
-    async def _freeze_the_server(self) -> str:
-        self._valkey.signal(signal.SIGSTOP)
-        await asyncio.sleep(self._drawn.uniform(1.2, 3.0) * LEASE)
-        self._valkey.signal(signal.SIGCONT)
-        return ""
-
-    async def _cut_the_line(self) -> str:
-        self._proxy.cut()
-        return ""
-
-    async def _stall_the_line(self) -> str:
-        self._proxy.stall()
-        await asyncio.sleep(self._drawn.uniform(0.5, 6.0))
-        self._proxy.flow()
-        return ""
-
-    async def _lose_replies(self) -> str:
-        name = self._drawn.choice(["submit", "claim", "settle", "relay", "renew", "reap"])
-        script = scripts.load(f"queue/{name}")
-        self._proxy.lose_reply(script.sha.encode(), self._drawn.randint(1, 3))
-        return name
-
-    async def _kill_clients(self) -> str:
-        return str(await self._asked("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"))
-
-    async def _flush_scripts(self) -> str:
-        return str(await self._asked("SCRIPT", "FLUSH"))
-
-    async def _fill_the_memory(self) -> str:
-        """At maxmemory submits are refused, and the rest goes on."""
-        await self._asked("CONFIG", "SET", "maxmemory", "1mb")
-        await asyncio.sleep(self._drawn.uniform(0.2, 1.0))
-        return str(await self._asked("CONFIG", "SET", "maxmemory", "0"))
-
-    async def _asked(self, *words: str) -> Any:
-        async with Redis.from_url(self._valkey.url) as redis:
-            return await redis.execute_command(*words)
-
-    # ---- the end
-
-    async def _end(self) -> None:
-        """Nothing goes wrong any more: submitters end, the rest is done, and then everything is looked at."""
-        for submitter in self._submitters:
+    async def _calm_down(self, runtime: Runtime) -> None:
+        """Nothing goes wrong any more: submitters end, and the rest is done."""
+        world = self._world
+        for submitter in world.submitters:
             process, submitter.process = submitter.process, None  # nobody starts it again
-            self._signal(process, signal.SIGTERM)
+            world.signal(process, signal.SIGTERM)
             assert process is not None
             await asyncio.to_thread(process.wait, 30)
-        receipts: dict[str, list[str]] = {"order": [], "die": [], "payment": []}
-        for submitter in self._submitters:
-            for kind, name in submitter.receipts():
-                receipts[kind].append(name)
-        self.report.accepted = Counter({kind: len(names) for kind, names in receipts.items()})
-        services = [shop, stock, books, payments]
-        async with Runtime(services, redis=self._valkey.url, namespace=NAMESPACE, workers=False) as runtime:
+            self._receipts += submitter.receipts()
+        if world.server.offset < world.server.latest:
+            # What was put off by a clock that was fast is due by that clock only.
+            with world.history.during(CLOCK):
+                world.server.step(world.server.latest)
+                await asyncio.sleep(STEPPED_IN)
 
-            async def settled() -> bool:
-                try:
-                    views = [await runtime.overview(task) for task in (sell, die, take, book, charge)]
-                except AioflowError:
-                    return False
-                return not any(view.sizes.open or view.outbox for view in views)
-
+        async def settled() -> bool:
             try:
-                await wait_until(settled, SETTLED_SECONDS)
-            except AssertionError as error:
-                self.report.wrong.append(f"work is left: {error}")
-            check = Check(runtime, receipts, self._folder / "books.sqlite3")
-            self.report.wrong += await check.all()
-            self.report.lost, self.report.doubled = check.lost, check.doubled
-        for served in self._runtimes:
+                views = [await runtime.overview(task) for task in TASKS]
+            except AioflowError:
+                return False
+            return not any(view.sizes.open or view.outbox for view in views)
+
+        try:
+            await wait_until(settled, SETTLED_SECONDS)
+        except AssertionError:
+            views = [(task.full_name, await runtime.overview(task)) for task in TASKS]
+            left = [f"{name}: {view.sizes}, outbox {view.outbox}" for name, view in views if view.sizes.open]
+            self._findings.say(f"queues whose work was not done {SETTLED_SECONDS:g} s after the last fault", left)
+
+    async def _end_runtimes(self) -> None:
+        """In order; what they said on the way is looked at."""
+        for served in self._world.runtimes:
             process, served.process = served.process, None
-            self._signal(process, signal.SIGTERM)
+            self._world.signal(process, signal.SIGTERM)
             assert process is not None
             code = await asyncio.to_thread(process.wait, 30)
             if code:
-                self.report.wrong.append(f"a runtime ended with {code} after the calm")
-        tracebacks = sum(served.said.count("Traceback") for served in self._runtimes)
-        if tracebacks:
-            self.report.wrong.append(f"{tracebacks} tracebacks in the logs of the runtimes")
+                self._findings.say("runtimes that did not end in order after the calm", [f"exit code {code}"])
+            if "Traceback" in served.said:
+                self._findings.say("runtimes with a traceback in their log", [excerpt(served.said)])
+
+    async def _check(self, runtime: Runtime) -> None:
+        names: dict[str, list[str]] = {"order": [], "payment": [], "wait": [], "die": [], "eat": []}
+        for receipt in self._receipts:
+            names[receipt.kind].append(receipt.name)
+        weak = [f"{one.name} ({one.durability})" for one in self._receipts if one.durability not in ("fsync", "http")]
+        self._findings.say("receipts that promise less than fsync", weak)
+        check = Check(runtime, names, self._findings)
+        world, report = self._world, self.report
+        filed = await asyncio.to_thread(world.database.run, "SELECT name FROM orders", world.archive)
+        await check.all(await asyncio.to_thread(rows_of, world.books), [name for (name,) in filed])
+        await asyncio.to_thread(self._judge)
+        report.accepted = Counter({kind: len(of_kind) for kind, of_kind in names.items()})
+        report.emitted, report.lost, report.doubled = check.emitted, check.lost, check.doubled
+        report.process_kills, report.memory_kills = world.process_kills, world.memory_kills
+        report.server_kills, report.left_out = self._faults.server_kills, self._faults.left_out
+        report.judged = self._findings.judged
+        report.slowest_recovery_seconds = round(self._findings.slowest_recovery, 3)
+        report.stalls = len(ledger.read_spans(world.ledger, ledger.STALLS))
+        report.wrong = [*self._faults.wrong, *self._findings.lines()]
+        report.evidence = str(world.folder) if report.wrong else ""
+
+    def _judge(self) -> None:
+        world = self._world
+        for name, kind in ((ledger.BLOCKS, BLOCK), (ledger.STALLS, FREEZE)):
+            for pid, began, ended in ledger.read_spans(world.ledger, name):
+                until = ended if ended is not None else world.history.deaths.get(pid, began)
+                world.history.spans.append(Span(kind, began, until, pid))
+        world.history.starts = {pid: at for pid, at, _ in ledger.read_spans(world.ledger, ledger.STARTS)}
+        leases = {task.full_name: task.options.lease for task in TASKS}
+        judge = Judge(self._findings, world.history, leases, RECOVERING)
+        delayed = {receipt.name: receipt for receipt in self._receipts if receipt.due}
+        steps: list[tuple[float, str]] = []
+        for part in range(ledger.PARTS):
+            for (task, job), attempts in ledger.read(world.ledger, part).items():
+                judge.job(attempts)
+                if task == "shop.sell" and job in delayed:
+                    judge.delay(attempts[0], delayed[job].submitted, delayed[job].due)
+                if task == "shop.step":
+                    steps.append((attempts[0].began, job))
+        self._judge_order(judge, [job for _, job in sorted(steps)])
+
+    def _judge_order(self, judge: Judge, started: Iterable[str]) -> None:
+        for number, line in enumerate(self._lines):
+            judge.order(line, [job for job in started if job.startswith(f"line{number}-")], RUNTIMES)
+
+
+def excerpt(said: str) -> str:
+    """The end of the first traceback in a log."""
+    lines = said[said.index("Traceback") :].splitlines()
+    ends = [line for line in lines[1:] if line and not line.startswith(" ")]
+    return f"{said.count('Traceback')}, the first: {ends[0] if ends else lines[0]}"
 
 
 def new_seed() -> int:

@@ -1,7 +1,7 @@
 """`python -m tests.chaos.submitter`: a process that submits until it is ended, and notes each receipt it was given.
 
-A line of its log is a kind and a name, a space between them, written before anything else is done. Whatever has no
-receipt is submitted again under the same name. Half of the work goes through a runtime of its own, half over HTTP.
+Whatever has no receipt is submitted again under the same name. Orders go through a runtime of its own, payments over
+HTTP.
 """
 
 from __future__ import annotations
@@ -18,12 +18,17 @@ import aiohttp
 import uvloop
 
 from aioflow import AioflowError, Runtime
-from tests.chaos.work import Order, die, sell, shop
+from tests.chaos import receipts
+from tests.chaos.work import Order, die, eat, sell, shop, wait
 
 DEEDS = ["fail"] * 20 + ["sleep"] * 5 + ["block"] * 2
 """Of a thousand orders."""
+WAITING = 0.3
+"""Seconds from one waiting job to the next."""
 PAUSE = 0.05
 """Seconds before somebody who got no receipt asks again."""
+HOLDING = 0.0001
+"""How many of all orders hold up their loop for longer than a lease."""
 
 
 class Submitter:
@@ -42,39 +47,46 @@ class Submitter:
         self._number += 1
         return f"{self._life}-{self._number}"
 
-    def _received(self, kind: str, name: str) -> None:
-        os.write(self._log, f"{kind} {name}\n".encode())
-
     async def orders(self, runtime: Runtime, pace: float) -> None:
         """Submit one order after the other, at most one in so many seconds."""
         while not self.ending.is_set():
             due = time.monotonic() + pace
-            name, chance = self._name(), self._drawn.randrange(1000)
+            name = self._name()
             if self._drawn.random() < self._deadly:
-                await self._until_received("die", name, lambda name=name: runtime.submit(die, name, id=name))
+                deadly, kind = self._drawn.choice([(die, "die"), (die, "die"), (eat, "eat")])
+                await self._until_received(runtime, kind, deadly, name, name)
                 continue
-            delay = self._drawn.choice([0.1, 1.0, 3.0]) if chance % 10 == 9 else 0.0
-            due_ms = int((time.time() + delay) * 1000) if delay else 0
-            deed: Any = DEEDS[chance] if chance < len(DEEDS) else ""
-            order = Order(name=name, deed=deed, due_ms=due_ms)
+            delay = self._drawn.choice([0.1, 1.0, 3.0]) if self._drawn.random() < 0.1 else 0.0
+            order = Order(name=name, deed=self._deed())
             priority = self._drawn.choice([0, 4, 4, 9])
-            await self._until_received(
-                "order",
-                name,
-                lambda name=name, order=order, delay=delay, priority=priority: runtime.submit(
-                    sell, order, id=name, delay=delay, priority=priority
-                ),
-            )
+            await self._until_received(runtime, "order", sell, name, order, delay=delay, priority=priority)
             await asyncio.sleep(max(0.0, due - time.monotonic()))
 
-    async def _until_received(self, kind: str, name: str, submit: Any) -> None:
+    async def waits(self, runtime: Runtime) -> None:
+        """Submit jobs that take their time, a few."""
+        while not self.ending.is_set():
+            name = self._name()
+            await self._until_received(runtime, "wait", wait, name, name)
+            await asyncio.sleep(WAITING)
+
+    def _deed(self) -> Any:
+        if self._drawn.random() < HOLDING:
+            return "hold"
+        chance = self._drawn.randrange(1000)
+        return DEEDS[chance] if chance < len(DEEDS) else ""
+
+    async def _until_received(
+        self, runtime: Runtime, kind: str, task: Any, name: str, payload: Any, *, delay: float = 0.0, priority: int = 4
+    ) -> None:
+        first = time.monotonic()
         while not self.ending.is_set():
             try:
-                await submit()
+                await runtime.submit(task, payload, id=name, delay=delay, priority=priority)
             except AioflowError:
                 await asyncio.sleep(PAUSE)
             else:
-                self._received(kind, name)
+                due = first + delay if delay else 0.0
+                receipts.write(self._log, kind, name, runtime.durability, first, due)
                 return
 
     async def payments(self, session: aiohttp.ClientSession, pace: float) -> None:
@@ -95,7 +107,7 @@ class Submitter:
             async with session.post(url, json=body, headers={"Idempotency-Key": name}) as answer:
                 if answer.status != 202:
                     return False
-                self._received("payment", (await answer.json())["tracking_id"])
+                receipts.write(self._log, "payment", (await answer.json())["tracking_id"], "http")
                 return True
         except (aiohttp.ClientError, TimeoutError):
             return False
@@ -109,6 +121,7 @@ async def run(options: argparse.Namespace) -> None:
     timeout = aiohttp.ClientTimeout(total=10)
     runtime = Runtime([shop], redis=options.redis, namespace=options.namespace, workers=False)
     async with runtime, aiohttp.ClientSession(timeout=timeout) as session, asyncio.TaskGroup() as tasks:
+        tasks.create_task(submitter.waits(runtime))
         for _ in range(options.submitters):
             tasks.create_task(submitter.orders(runtime, options.pace))
             tasks.create_task(submitter.payments(session, 4 * options.pace))

@@ -581,7 +581,7 @@ async def test_whoever_waits_hears_of_results_when_the_node_it_listens_to_dies(
 )
 def test_a_url_says_where_nodes_are(url: str, seeds: list[tuple[str, int]], login: dict[str, str]) -> None:
     check_url(url)
-    assert engine.parse(url) == (seeds, login)
+    assert engine.parse(url) == (seeds, login, None)
     assert "%40" not in shown(url)
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 import pytest
 
 from aioflow import Breaker, Retry, Service, Task, web
+from aioflow.contract import Contract
 from aioflow.delivery import DeliverySettings, addresses
 from aioflow.delivery.settings import PREFIX
 from aioflow.delivery.signing import HOW_TO_MAKE
@@ -210,8 +211,12 @@ def test_the_table_of_submit_is_what_submit_takes() -> None:
 
 
 def test_the_table_of_web_is_what_it_has() -> None:
-    said = {name for names, _ in rows_of(page("guide.md"), "web") for name in re.findall(r"`(\w+)\(", names)}
+    said = {name for names, _ in rows_of(page("guide.md"), "web") for name in re.findall(r"`(\w+)[(`]", names)}
     assert said == set(web.__all__)
+
+
+def test_the_table_of_a_contract_is_what_a_route_takes() -> None:
+    assert [name.strip("`") for name, _ in rows_of(page("guide.md"), "contract")] == list(Contract.__annotations__)
 
 
 # ---- links

@@ -342,7 +342,7 @@ async def test_a_claimer_without_progress_is_not_ready(
     monkeypatch.setattr(claimer, "BLOCK_SECONDS", 0.1)
     monkeypatch.setattr(claimer, "STALE_SECONDS", 1.5)
     async with (
-        Redis.from_url(own_valkey.url, protocol=2) as admin,
+        Redis.from_url(own_valkey.admin_url, protocol=2) as admin,
         ready(own_valkey, namespace) as url,
         aiohttp.ClientSession() as session,
     ):
@@ -376,7 +376,7 @@ async def test_a_silent_redis_is_not_ready_and_the_reason_is_said(own_valkey: Va
 
 async def test_a_redis_over_its_limit_is_full_and_no_more(own_valkey: Valkey, namespace: str) -> None:
     async with (
-        Redis.from_url(own_valkey.url, protocol=2) as admin,
+        Redis.from_url(own_valkey.admin_url, protocol=2) as admin,
         ready(own_valkey, namespace) as url,
         aiohttp.ClientSession() as session,
     ):

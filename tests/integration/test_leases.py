@@ -618,12 +618,11 @@ async def test_outcomes_that_wait_behind_a_settle_are_written_before_the_rest_is
         assert [(await handle.status()).state for handle in handles] == [State.DONE, State.DONE]
 
 
-async def test_a_start_reads_every_script_and_trusts_a_server_that_is_long_up(valkey: Valkey, namespace: str) -> None:
+async def test_a_start_reads_every_script_and_leaves_holders_the_time_to_renew(valkey: Valkey, namespace: str) -> None:
+    before = time.monotonic()
     async with Runtime([Service("demo")], redis=valkey.url, namespace=namespace) as runtime:
         names = [path.stem for path in (scripts.script_root() / "queue").glob("*.lua")]
         known = await runtime.redis.script_exists(*[scripts.load(f"queue/{name}").sha for name in names])
         assert all(known)
         assert scripts.load.cache_info().currsize >= len(names)
-        up = (await runtime.redis.info("server"))["uptime_in_seconds"]
-        # Its leases may be judged at once: their holders have had all that time to renew them.
-        assert runtime._live_store().line.connected_at <= time.monotonic() - up + 1
+        assert runtime._live_store().line.connected_at >= before, "however long the server says that it is up"

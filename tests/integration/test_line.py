@@ -158,6 +158,25 @@ async def test_jobs_run_once_while_replies_are_lost(valkey: Valkey, namespace: s
         assert any(lost.is_set() for lost in settles)  # one settle may have used up the losses of several batches
 
 
+async def test_a_job_on_its_last_chance_does_not_die_of_an_answer_that_is_lost_before_its_start(
+    valkey: Valkey, namespace: str, store: Store
+) -> None:
+    service, queue = Service("demo"), Queue(namespace, "demo", "work")
+
+    @service.task(lease=1.0, most_crashes=2)
+    async def work(job: Job) -> int:
+        return job.attempt
+
+    await store.submit([new(queue, "a")])
+    await store.claim(queue, 1, 1, "dead.1", most_crashes=2)
+    async with Proxy(valkey.socket) as proxy:
+        # Lost twice: the store asks again by itself once.
+        lost = proxy.lose_reply(sha("queue/expose"), times=2)
+        async with Runtime([service], redis=proxy.url, namespace=namespace) as runtime:
+            assert await runtime.wait_result("demo.work", "a", 10) == 2
+        assert lost.is_set()
+
+
 async def test_a_slow_line_changes_nothing(valkey: Valkey, namespace: str) -> None:
     service = Service("demo")
     gate = asyncio.Event()

@@ -20,6 +20,7 @@ from aioflow import ConfigError, Runtime, Service, StoreUnavailable
 from aioflow.engine import receipts
 from aioflow.engine.keys import Queue
 from aioflow.engine.store import Store
+from tests import acl
 from tests.integration.scripts.state import new
 from tests.valkey import Valkey
 from tests.waiting import wait_until
@@ -87,7 +88,7 @@ async def test_a_server_that_may_not_be_asked_or_has_no_waitaof_gives_memory(
     own_valkey: Valkey, namespace: str, service: Service, command: str, named: str
 ) -> None:
     admin = Store(own_valkey.url, name="admin")
-    await admin.redis.execute_command("ACL", "SETUSER", "default", f"-{command}")
+    await admin.redis.execute_command("ACL", "SETUSER", acl.USER, f"-{command}")
     await admin.close()
     with pytest.raises(ConfigError, match=f"it refuses {named} "):
         await Runtime([service], redis=own_valkey.url, namespace=namespace, durability="fsync").start()

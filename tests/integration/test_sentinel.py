@@ -17,6 +17,7 @@ from aioflow.engine.connect import check_url, shown
 from aioflow.engine.keys import Queue
 from aioflow.engine.records import NewJob
 from aioflow.engine.store import Store
+from tests import acl
 from tests.integration.test_replicated import free_port
 from tests.valkey import Valkey
 from tests.waiting import wait_until
@@ -55,7 +56,8 @@ def url(servers: list[tuple[Valkey, int]], tmp_path: Path) -> Iterator[str]:
     process = subprocess.Popen(
         [str(get_binary_path()), str(configuration), "--sentinel"], stdout=subprocess.DEVNULL, start_new_session=True
     )
-    yield f"redis+sentinel://:{QUOTED}@127.0.0.1:{free_port()},127.0.0.1:{port}/main?sentinel_password=watch"
+    hosts = f"127.0.0.1:{free_port()},127.0.0.1:{port}"
+    yield acl.of_user(f"redis+sentinel://:{QUOTED}@{hosts}/main?sentinel_password=watch")
     process.kill()
     process.wait()
 

@@ -41,7 +41,6 @@ SURE = {
     "PAYMENTS_SIMULATED_LATENCY": "0",
 }
 """The simulated gateway answers success, at once."""
-SLOW = {**SURE, "PAYMENTS_SIMULATED_LATENCY": "60"}
 GREETING = re.compile(
     r"aioflow serves (?P<services>.+) (?:on (?P<url>http://\S+)|without ingress), redis (?P<redis>.+)\n"
 )
@@ -127,6 +126,14 @@ def start(tmp_path: Path) -> Iterator[Starter]:
 
 
 @pytest.fixture
+def silent_gateway() -> Iterator[dict[str, str]]:
+    """Settings of a gateway that takes connections and answers nobody: a payment runs until it is stopped."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        yield {"PAYMENTS_GATEWAY_URL": url, "PAYMENTS_GATEWAY_TIMEOUT": "60"}
+
+
+@pytest.fixture
 async def session() -> AsyncIterator[aiohttp.ClientSession]:
     async with aiohttp.ClientSession() as made:
         yield made
@@ -196,9 +203,9 @@ async def test_a_signal_ends_it_in_order(
 
 
 async def test_at_the_end_of_the_grace_period_running_payments_go_back_in_line(
-    start: Starter, session: aiohttp.ClientSession, valkey: Valkey, namespace: str
+    start: Starter, session: aiohttp.ClientSession, valkey: Valkey, namespace: str, silent_gateway: dict[str, str]
 ) -> None:
-    serve = start("--redis", valkey.url, "--port", "0", "--grace", "0.2", AIOFLOW_NAMESPACE=namespace, **SLOW)
+    serve = start("--redis", valkey.url, "--port", "0", "--grace", "0.2", AIOFLOW_NAMESPACE=namespace, **silent_gateway)
     url = await serve.url()
     ids = [(await paid(session, url))[1]["tracking_id"] for _ in range(5)]
     for tracking_id in ids:
@@ -213,9 +220,9 @@ async def test_at_the_end_of_the_grace_period_running_payments_go_back_in_line(
 
 
 async def test_a_second_signal_ends_it_at_once_and_the_lease_keeps_its_payment(
-    start: Starter, session: aiohttp.ClientSession, valkey: Valkey, namespace: str
+    start: Starter, session: aiohttp.ClientSession, valkey: Valkey, namespace: str, silent_gateway: dict[str, str]
 ) -> None:
-    serve = start("--redis", valkey.url, "--port", "0", "--grace", "60", AIOFLOW_NAMESPACE=namespace, **SLOW)
+    serve = start("--redis", valkey.url, "--port", "0", "--grace", "60", AIOFLOW_NAMESPACE=namespace, **silent_gateway)
     url = await serve.url()
     _, receipt = await paid(session, url)
     await reached(session, url, receipt["tracking_id"], "running")
@@ -433,9 +440,9 @@ async def test_a_url_that_sets_what_it_cannot_is_said_in_a_line(
 
 
 async def test_a_user_who_may_not_run_scripts_is_said_in_a_line(refuse: Starter, own_valkey: Valkey) -> None:
-    async with Redis.from_url(own_valkey.url, protocol=2) as admin:
+    async with Redis.from_url(own_valkey.admin_url, protocol=2) as admin:
         await admin.execute_command("ACL", "SETUSER", "u", "on", ">secret", "~*", "&*", "+@all", "-evalsha")
-    said = await refused(refuse("--redis", own_valkey.url.replace("unix://", "unix://u:secret@")))
+    said = await refused(refuse("--redis", own_valkey.admin_url.replace("unix://", "unix://u:secret@")))
     assert "evalsha" in said
     assert "secret" not in said
 

@@ -18,7 +18,7 @@ from tests.valkey import Valkey
 
 Write = Callable[..., Path]
 
-COUNT = "return redis.call('INCRBY', KEYS[1], ARGV[1] or 1)"
+COUNT = "return redis.call('HINCRBY', KEYS[1], 'n', ARGV[1] or 1)"
 
 
 @pytest.fixture
@@ -215,7 +215,7 @@ async def test_an_error_in_it_is_named_and_breaks_nothing_else(
     wrong = {
         "refuses.lua": ("return redis.error_reply('SOLD out of ink')", "SOLD out of ink"),
         "fails.lua": ("return nil + 1", "arithmetic"),
-        "calls.lua": ("return redis.call('INCR', KEYS[1])", "WRONGTYPE|wrong kind|not an integer"),
+        "calls.lua": ("return redis.call('HINCRBY', KEYS[1], 'n', 'x')", "WRONGTYPE|wrong kind|not an integer"),
         "grammar.lua": ("return return", "unexpected|expected|near"),
     }
     count = service.script(write("count.lua", COUNT))

@@ -34,6 +34,7 @@ from aioflow import (
 from aioflow.engine.coalescer import Coalescer
 from aioflow.engine.keys import Queue
 from aioflow.service import live_runtimes
+from tests import acl
 from tests.proxy import Proxy
 from tests.valkey import Valkey
 from tests.waiting import in_state, wait_until
@@ -520,7 +521,7 @@ def test_what_ended_the_runtime_of_a_synchronous_program_is_raised(own_valkey: V
         with Runtime([demo.service], redis=own_valkey.url, namespace=namespace) as runtime:
 
             async def forbid() -> None:
-                await runtime.redis.execute_command("ACL", "SETUSER", "default", "-blpop")
+                await runtime.redis.execute_command("ACL", "SETUSER", acl.USER, "-blpop")
                 await runtime.redis.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
 
             runtime.call_sync(forbid())

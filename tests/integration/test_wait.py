@@ -20,6 +20,7 @@ from aioflow.engine.keys import Queue
 from aioflow.engine.records import NewJob
 from aioflow.engine.store import Store
 from aioflow.service import live_runtimes
+from tests import acl
 from tests.proxy import Proxy
 from tests.valkey import Valkey
 from tests.waiting import wait_until
@@ -76,11 +77,11 @@ def sorted_turns(runtimes: list[Runtime]) -> list[tuple[int, maintenance.Mainten
 async def commands_of(server: Valkey, seconds: float) -> tuple[list[str], float]:
     """The commands that clients send in a span, by name, and how long it was."""
     sent: list[str] = []
-    async with RawRedis.from_url(server.url, protocol=2) as watcher, watcher.monitor() as monitor:
+    async with RawRedis.from_url(server.admin_url, protocol=2) as watcher, watcher.monitor() as monitor:
         began = time.monotonic()
         await asyncio.sleep(seconds)  # the span that is measured
         took = time.monotonic() - began
-        async with RawRedis.from_url(server.url, protocol=2) as other:
+        async with RawRedis.from_url(server.admin_url, protocol=2) as other:
             await other.execute_command("ECHO", "over")
         async for command in monitor.listen():
             if command["command"] == "ECHO over":
@@ -337,7 +338,7 @@ async def test_a_pop_that_redis_forbids_ends_the_runtime_rather_than_go_round(
         runtime = Runtime([demo.service], redis=own_valkey.url, namespace=namespace)
         await runtime.start()
         await idle(runtime)
-        await admin.redis.execute_command("ACL", "SETUSER", "default", "-blpop")
+        await admin.redis.execute_command("ACL", "SETUSER", acl.USER, "-blpop")
         await admin.submit(demo.work, 0)  # wakes it; its next pop is refused
         demo.gate.set()
         await asyncio.wait_for(runtime.failed.wait(), 5)

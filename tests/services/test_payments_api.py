@@ -401,7 +401,7 @@ async def test_the_outcome_and_the_end_of_the_api_error_are_one_commit(
     api: Api, gateway: ScriptedGateway, valkey: Valkey
 ) -> None:
     gateway.script.append(Outcome.API_ERROR)
-    async with Redis.from_url(valkey.url, protocol=2) as watcher, watcher.monitor() as monitor:
+    async with Redis.from_url(valkey.admin_url, protocol=2) as watcher, watcher.monitor() as monitor:
         tracking_id = await api.pay()
         await api.reached(tracking_id, "success")
         await api.runtime.redis.execute_command("ECHO", f"the end of {tracking_id}")

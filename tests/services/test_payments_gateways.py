@@ -37,7 +37,7 @@ KEYS = [f"key-{number}" for number in range(200)]
 
 @pytest.fixture
 async def redis(valkey: Valkey) -> AsyncIterator[Redis]:
-    async with Redis.from_url(valkey.url, protocol=2) as client:
+    async with Redis.from_url(valkey.admin_url, protocol=2) as client:
         yield client
 
 
@@ -177,7 +177,7 @@ async def test_latency_follows_the_seed_too(simulated: Simulated, monkeypatch: p
 
 
 async def test_a_ledger_that_cannot_be_reached_is_an_api_error(own_valkey: Valkey) -> None:
-    async with Redis.from_url(own_valkey.url, protocol=2, retry=no_retry()) as redis:
+    async with Redis.from_url(own_valkey.admin_url, protocol=2, retry=no_retry()) as redis:
         gateway = SimulatedGateway(redis, "ledger", latency=0, error_rate=0)
         first = await gateway.charge(PAYMENT, idempotency_key="key")
         own_valkey.kill()
@@ -354,7 +354,7 @@ async def test_a_decision_that_is_recorded_for_another_payment_is_refused(
 
 
 async def test_records_that_cannot_be_read_are_an_api_error(own_valkey: Valkey) -> None:
-    async with Redis.from_url(own_valkey.url, protocol=2, retry=no_retry()) as redis:
+    async with Redis.from_url(own_valkey.admin_url, protocol=2, retry=no_retry()) as redis:
         decision = Decision(txn_id="txn", outcome=Outcome.SUCCESS)
         gateway = CheckedGateway(Always(decision), redis, {Outcome.SUCCESS: "txns"})
         own_valkey.kill()

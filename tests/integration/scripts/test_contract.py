@@ -63,7 +63,7 @@ async def test_a_job_from_its_submit_to_its_result(either: Store, queue: Queue, 
     leased = running("a", NOW + 1000, row("r.1", place=STEP + NOW)), running("b", NOW + 1000, row("r.1"))
     assert await look(either, queue) == keys(*leased, late, totals=totals)
 
-    assert await either.await_result(queue, "a", "channel") is None
+    assert await either.await_result(queue, "a", "x:1:channel") is None
     assert await either.renew([(queue, 2000, [("a", "r.1"), ("b", "r.0")])]) == [[1, 0]]
     settlements = [
         Settlement("b", "r.1", "done", b'"fine"', effects=[Effect("hincrby", "h", ("f", str(2**52)))]),
@@ -79,13 +79,13 @@ async def test_a_job_from_its_submit_to_its_result(either: Store, queue: Queue, 
             scheduled("a", NOW + 30, row("retry/r.1", 1, 1, 0, STEP + NOW + 30)),
             late,
             {"d:h": {"f": str(2**52)}, "d:t": {"m": NOW}},
-            waiters={"a": "channel"},
+            waiters={"a": "x:1:channel"},
             history={"a": history((NOW, FAILURE.decode()))},
             totals={**totals, "done": 1, "retried": 1},
         )
-    assert await either.await_result(queue, "b", "channel") == (JobState.DONE, b'"fine"')
+    assert await either.await_result(queue, "b", "x:1:channel") == (JobState.DONE, b'"fine"')
     with pytest.raises(NotFound):
-        await either.await_result(queue, "x", "channel")
+        await either.await_result(queue, "x", "x:1:channel")
 
     clock.ms += 30
     assert await either.promote(queue) == 2

@@ -77,19 +77,19 @@ async def test_beat_forgets_a_few_at_a_time(keys: Keys) -> None:
 
 
 async def test_order(keys: Keys) -> None:
-    assert await keys.call("order", "a", "channel", "stop", "1 x") == 0, "there is no such runtime"
+    assert await keys.call("order", "a", "x:1:channel", "stop", "1 x") == 0, "there is no such runtime"
     assert await keys.store.redis.exists(keys.key("orders")) == 0
     await keys.plant(a=NOW, b=NOW)
     listener = keys.store.pubsub()
-    await listener.subscribe("channel")
+    await listener.subscribe("x:1:channel")
     await listener.get_message(timeout=5)
     for _ in range(2):  # a repeat has no second effect
-        assert await keys.call("order", "a", "channel", "scale demo.work", "5 x") == 1
+        assert await keys.call("order", "a", "x:1:channel", "scale demo.work", "5 x") == 1
     message = await listener.get_message(timeout=5)
     assert message is not None
     assert message["data"] == b"order\n"
     await listener.aclose()
-    assert await keys.call("order", "a", "channel", "stop", "1 y") == 1
+    assert await keys.call("order", "a", "x:1:channel", "stop", "1 y") == 1
     now_ms, runtimes, *orders = await keys.call("beat", str(NOW), "a", "{}", str(GONE))
     assert (now_ms, runtimes, orders) == (NOW, 2, [b"scale demo.work", b"5 x", b"stop", b"1 y"])
     assert await keys.call("beat", str(NOW), "b", "{}", str(GONE), runtime_id="b") == [NOW, 2], "they are a's"
@@ -98,7 +98,7 @@ async def test_order(keys: Keys) -> None:
 
 async def test_leave(keys: Keys) -> None:
     await keys.plant(a=NOW, b=NOW)
-    await keys.call("order", "a", "channel", "stop", "1 y")
+    await keys.call("order", "a", "x:1:channel", "stop", "1 y")
     assert [await keys.call("leave", "a") for _ in range(2)] == [1, 0]
     assert (await keys.seen(), await keys.about()) == ({"b": NOW}, {"b": '"b"'})
     assert await keys.store.redis.exists(keys.key("orders")) == 0
@@ -120,7 +120,7 @@ CALLS = {
     "beat": ("0", "a", "{}", "60000"),
     "leave": ("a",),
     "list": ("0", "10"),
-    "order": ("a", "channel", "stop", "1"),
+    "order": ("a", "x:1:channel", "stop", "1"),
 }
 
 

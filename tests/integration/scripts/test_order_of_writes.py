@@ -63,7 +63,7 @@ WRITERS = {
             finished("done", "d", NOW, row("r.0")),
             finished("dead", "e", NOW, row("r.0")),
             running("f", NOW + 9, row("r.1")),
-            waiters={"a": "channel"},
+            waiters={"a": "x:1:channel"},
             cancels={"f": NOW},
             history={"c": FAILED},
             totals={"done": 1},
@@ -91,7 +91,7 @@ WRITERS = {
             running("a", NOW + 9, row("r.1")),
             running("b", NOW + 9, row("r.1")),
             cancels={"b": NOW},
-            waiters={"b": "channel"},
+            waiters={"b": "x:1:channel"},
         ),
         lambda store, queue: store.release(queue, [("a", "r.1"), ("b", "r.1")]),
     ),
@@ -106,7 +106,7 @@ WRITERS = {
             running("c", NOW + 10**9, row("r.1")),
             running("d", NOW, row("r.1")),
             scheduled("e", NOW, row("-", 0)),
-            waiters={"b": "channel"},
+            waiters={"b": "x:1:channel"},
             cancels={"d": NOW},
             history={"a": FAILED},
             runners={"q": NOW - 10**6},
@@ -131,9 +131,9 @@ WRITERS = {
             ready("a"),
             scheduled("b", NOW + 9, row("-", 0)),
             running("c", NOW + 9, row("r.1")),
-            waiters={"a": "channel"},
+            waiters={"a": "x:1:channel"},
         ),
-        lambda store, queue: store.cancel(queue, ["a", "b", "c"], "channel:"),
+        lambda store, queue: store.cancel(queue, ["a", "b", "c"], "x:1:channel:"),
     ),
     "progress": Writer(
         keys(running("a", NOW + 9, row("r.1")), progress={"a": "1"}),
@@ -151,7 +151,7 @@ WRITERS = {
     ),
     "await": Writer(
         keys(ready("a"), waiters={"a": "other"}),
-        lambda store, queue: store.await_result(queue, "a", "channel"),
+        lambda store, queue: store.await_result(queue, "a", "x:1:channel"),
     ),
 }
 READERS = {"inspect"}

@@ -357,7 +357,7 @@ async def test_a_foreign_row_of_a_due_job_keeps_no_lease_from_being_reaped_in_pa
 ) -> None:
     # The same rule as for its own rows: the call changes nothing, rather than half of what it should.
     before = keys(running("a", NOW, ROW), running("b", NOW, row("r.1", crashes=2)), scheduled("c", NOW, "nonsense"))
-    await plant(clocked, queue, before | {"waiters": {"b": "channel"}})
+    await plant(clocked, queue, before | {"waiters": {"b": "x:1:channel"}})
     clocked.clock.hear(NOW)
     async with refused(clocked, queue, "foreign row of job c"):
         await clocked.reap(queue, most_crashes=3, longest_ms=LONGEST_MS, runner="r")

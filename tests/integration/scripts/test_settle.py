@@ -919,7 +919,7 @@ async def test_a_job_to_be_cancelled_has_no_further_attempt(
     clocked: Store, queue: Queue, clock: Clock, *, failed: bool
 ) -> None:
     before = keys(BEFORE, running("b", NOW + 9000, row("r.1")), cancels={"a": NOW - 3, "b": NOW - 3})
-    await plant(clocked, queue, before | {"waiters": {"a": "channel"}})
+    await plant(clocked, queue, before | {"waiters": {"a": "x:1:channel"}})
     settlements = [retry("a", "r.1", SET, failed=failed), dead("a"), done("a"), retry("a", "r.0"), retry("a")]
     for _ in range(2):  # a repeat hears the same
         assert await clocked.settle(queue, settlements) == [1, 0, 0, 0, 1]
@@ -1017,7 +1017,7 @@ async def test_who_waits_is_told(clocked: Store, queue: Queue) -> None:
         (channels[1], told[1]),
     ]
     assert state["waiters"] == {"c": channels[0]}, "a retry is no finish"
-    assert parse_result(told[0][3].encode()) == (JobState.DONE, b'{"ok": true}')
+    assert parse_result(told[0][3].encode(), "results", "a") == (JobState.DONE, b'{"ok": true}')
 
 
 # ---- what is refused as a whole

@@ -1,0 +1,92 @@
+"""What a run did to its processes, and when; the judge excuses by it what a promise does not cover.
+
+Times are monotonic seconds, which all processes of a machine share.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+SERVER, CLOCK, LINE, FREEZE, BLOCK, END = "server", "clock", "line", "freeze", "block", "end"
+AFTERMATH = 3.0
+"""Seconds in which runtimes come back to a server that was away: the longest backoff, and a third of a lease."""
+
+
+@dataclass(slots=True)
+class Span:
+    """Something was wrong from `began` until `ended`; with `pid`, in one process only."""
+
+    kind: str
+    began: float
+    ended: float = math.inf
+    pid: int | None = None
+
+    def meets(self, since: float, until: float) -> bool:
+        """Whether it has a moment in common with that time."""
+        return self.began <= until and self.ended >= since
+
+
+@dataclass
+class History:
+    """All of it."""
+
+    spans: list[Span] = field(default_factory=list)
+    deaths: dict[int, float] = field(default_factory=dict)
+    """By pid, when a process was killed."""
+    starts: dict[int, float] = field(default_factory=dict)
+    """By pid, when a runtime began to work."""
+    began: float = field(default_factory=time.monotonic)
+    """When the schedule did."""
+
+    def begin(self, kind: str, pid: int | None = None) -> Span:
+        """Something goes wrong from now on."""
+        self.spans.append(Span(kind, time.monotonic(), pid=pid))
+        return self.spans[-1]
+
+    @contextmanager
+    def during(self, kind: str, pid: int | None = None) -> Iterator[None]:
+        """Something is wrong for as long as this takes."""
+        span = self.begin(kind, pid)
+        try:
+            yield
+        finally:
+            span.ended = time.monotonic()
+
+    def died(self, pid: int) -> None:
+        """A process is dead; the first to say so is right."""
+        self.deaths.setdefault(pid, time.monotonic())
+
+    def has_survivor(self, since: float, until: float, *, but: int) -> bool:
+        """Whether another runtime worked all that time; one that was told to end works no more."""
+        return any(
+            pid != but
+            and start < since
+            and self.deaths.get(pid, math.inf) > until
+            and not any(span.began < until for span in self.spans if span.kind == END and span.pid == pid)
+            for pid, start in self.starts.items()
+        )
+
+    def is_disturbed(self, since: float, until: float, *, but: int) -> bool:
+        """Whether anything but the death of that one process went wrong in that time, or shortly before."""
+        if any(since <= at <= until for pid, at in self.deaths.items() if pid != but):
+            return True
+        return self.is_server_away(since, until) or any(
+            span.meets(since, until) for span in self.spans if span.kind in (FREEZE, END) and span.pid != but
+        )
+
+    def is_server_away(self, since: float, until: float) -> bool:
+        """Whether runtimes may have been without the server then, or with one whose clock had stepped."""
+        return any(span.meets(since - AFTERMATH, until) for span in self.spans if span.kind in (SERVER, CLOCK, LINE))
+
+    def is_stopped(self, pid: int, since: float, until: float) -> bool:
+        """Whether that process could not keep its leases, or could not end its handlers, in some of that time."""
+        own = [span.kind for span in self.spans if span.pid == pid and span.meets(since, until)]
+        return FREEZE in own or (BLOCK in own and self.is_server_away(since, until))
+
+    def has_stepped(self, since: float, until: float) -> bool:
+        """Whether the server's clock was set in that time."""
+        return any(span.kind == CLOCK and span.meets(since, until) for span in self.spans)
