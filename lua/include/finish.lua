@@ -26,7 +26,7 @@ local function tell_waiters()
   end
   for index, channels in ipairs(redis.call('HMGET', waiters, unpack(ended))) do
     for channel in string.gmatch(channels or '', '%S+') do
-      redis.call('PUBLISH', channel, 'result\n' .. waiters .. '\n' .. ended[index] .. '\n' .. result_rows[2 * index])
+      redis.pcall('PUBLISH', channel, 'result\n' .. waiters .. '\n' .. ended[index] .. '\n' .. result_rows[2 * index])
     end
   end
   redis.call('HDEL', waiters, unpack(ended))

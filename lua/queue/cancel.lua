@@ -70,6 +70,6 @@ end
 tell_waiters()
 -- A message may be lost; then the next renewal of the lease says it.
 for _, job in ipairs(asked) do
-  redis.call('PUBLISH', channel_prefix .. string.match(job.token, '^[^.]*'), 'cancel\n' .. running .. '\n' .. job.id .. '\n' .. job.token)
+  redis.pcall('PUBLISH', channel_prefix .. string.match(job.token, '^[^.]*'), 'cancel\n' .. running .. '\n' .. job.id .. '\n' .. job.token)
 end
 return answers

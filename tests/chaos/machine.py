@@ -384,7 +384,7 @@ class Machine(RuleBasedStateMachine):
             lambda: self.store.pause(QUEUES[name], paused=paused), lambda _: self.model[name].pause(paused=paused)
         )
 
-    @rule(name=queues, job_id=ids, channel=st.sampled_from(["one", "two"]))
+    @rule(name=queues, job_id=ids, channel=st.sampled_from(["x:1:one", "x:1:two"]))
     def wait(self, name: str, job_id: str, channel: str) -> None:
         async def send() -> Any:
             try:

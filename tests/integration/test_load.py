@@ -17,6 +17,7 @@ import pytest
 from aiohttp import web
 
 from aioflow.embedded import EmbeddedServer
+from aioflow.engine.connect import shown
 from aioflow.engine.keys import Queue
 from aioflow.engine.store import Store
 from aioflow.job import new_id
@@ -182,7 +183,7 @@ async def test_the_json_object_has_every_figure(load: Load, valkey: Valkey) -> N
     assert all(value > 0 for value in told.pop("throughput").values())
     assert told == {
         "task": "demo.double",
-        "target": f"in process, redis {valkey.url}, receipts mean memory",
+        "target": f"in process, redis {shown(valkey.url)}, receipts mean memory",
         "loop": "closed",
         "submitters": 100,
         "rate": None,

@@ -180,7 +180,7 @@ async def test_a_foreign_key_is_found_before_anything_is_written(
     before = {**WRITERS[name].before, part: "foreign"}
     await plant(clocked, queue, before)
     clocked.clock.hear(NOW)
-    async with refused(clocked, queue, "WRONGTYPE"):
+    async with refused(clocked, queue, "holds a string, not a"):
         await WRITERS[name].call(clocked, queue)
 
 

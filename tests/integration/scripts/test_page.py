@@ -112,5 +112,5 @@ async def test_other_limits_are_refused(clocked: Store, key: str, limit: int) ->
 
 async def test_another_kind_of_key_is_refused(clocked: Store, queue: Queue) -> None:
     await plant(clocked, queue, {"d:t": {"f": "v"}})
-    with pytest.raises(ProtocolError, match="WRONGTYPE"):
+    with pytest.raises(ProtocolError, match="holds a hash, not a"):
         await clocked.page(data_key(queue.namespace, queue.service, "t"), 0, LATEST, 10, None)

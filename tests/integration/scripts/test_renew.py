@@ -133,7 +133,7 @@ async def test_leases_of_many_queues_are_renewed_in_one_round_trip(clocked: Stor
 
 async def test_one_bad_call_of_many_is_an_error(clocked: Store, queue: Queue) -> None:
     await plant(clocked, queue, {"running": "foreign"})
-    with pytest.raises(ProtocolError, match="WRONGTYPE"):
+    with pytest.raises(ProtocolError, match="holds a string, not a"):
         await clocked.renew([(other(queue), 1000, [("a", "r.1")]), (queue, 1000, [("a", "r.1")])])
 
 
