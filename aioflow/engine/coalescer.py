@@ -114,10 +114,10 @@ class Coalescer(Generic[Item, Answer]):
         bytes_taken = 0
         line = self._line
         while line and len(items) < self._most_items:
-            item, size, future = line.popleft()
+            item, size, future = line[0]
             if items and bytes_taken + size > MOST_BYTES:
-                line.appendleft((item, size, future))
                 break
+            line.popleft()
             self._line_bytes -= size
             if not future.cancelled():
                 bytes_taken += size
