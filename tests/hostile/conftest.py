@@ -1,4 +1,4 @@
-"""One process that serves everything over the workers' Valkey, for all that is thrown at it: it must take it all."""
+"""One process that serves everything, for all that is thrown at it: it must take it all."""
 
 from __future__ import annotations
 
@@ -16,14 +16,18 @@ from tests.valkey import Valkey
 
 
 @pytest.fixture(scope="session")
-def everything(valkey: Valkey) -> Iterator[Serve]:
-    """The served process; in the end its log holds no fault."""
+def everything() -> Iterator[Serve]:
+    """The served process, with a server of its own: tests read what runs on the one that they share.
+
+    In the end its log holds no fault.
+    """
+    valkey = Valkey()
     with tempfile.TemporaryDirectory(prefix="aioflow-hostile-") as data:
-        environment = {**ENVIRONMENT, "AIOFLOW_NAMESPACE": "hostile"}
         options = ("--redis", valkey.url, "--port", "0", "--data", data, "--grace", "1")
-        serve = Serve(*options, environment=environment)
+        serve = Serve(*options, environment=ENVIRONMENT)
         loop = asyncio.new_event_loop()
         try:
+            valkey.start()
             loop.run_until_complete(serve.start())
             loop.run_until_complete(make_known(serve.url))
             yield serve
@@ -31,6 +35,7 @@ def everything(valkey: Valkey) -> Iterator[Serve]:
             said = serve.said
         finally:
             serve.close()
+            valkey.close()
             loop.run_until_complete(loop.shutdown_default_executor())
             loop.close()
     assert (ended, FAULTS.search(said)) == (0, None), said
