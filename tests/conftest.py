@@ -12,7 +12,7 @@ from aioflow.engine.keys import Queue
 from aioflow.engine.store import Store
 from tests import acl
 from tests.cluster import Cluster
-from tests.valkey import Valkey
+from tests.valkey import Valkey, running
 
 acl.install()
 
@@ -20,19 +20,15 @@ acl.install()
 @pytest.fixture(scope="session")
 def valkey() -> Iterator[Valkey]:
     """One server for all tests of this worker; a test that stops or reconfigures a server takes `own_valkey`."""
-    server = Valkey()
-    server.start()
-    yield server
-    server.close()
+    with running() as server:
+        yield server
 
 
 @pytest.fixture
 def own_valkey() -> Iterator[Valkey]:
     """A server of the test's own, with appendfsync always."""
-    server = Valkey(fsync=True)
-    server.start()
-    yield server
-    server.close()
+    with running(fsync=True) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.parse import quote
 
@@ -78,3 +78,14 @@ class Valkey:
         """End it and remove its folder."""
         self.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def running(*, fsync: bool = False) -> Iterator[Valkey]:
+    """One that is there until the end of the block."""
+    server = Valkey(fsync=fsync)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.close()

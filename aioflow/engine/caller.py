@@ -166,7 +166,10 @@ class Caller:
         mapped = self._mapped(error, script.name)
         if not isinstance(mapped, ProtocolError) or WRONG_TYPE not in str(error):
             return mapped
-        named = await foreign_keys(await self._server(), script, commands)
+        try:
+            named = await foreign_keys(await self._server(), script, commands)
+        except (driver.RedisError, OSError):
+            return mapped  # the refusal is what happened; that the server has gone since, the next call says
         return ProtocolError(f"{script.name} met what is not aioflow's: {named}") if named else mapped
 
     def _mapped(self, error: BaseException, what: str) -> Exception:

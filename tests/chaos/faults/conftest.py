@@ -10,7 +10,7 @@ import pytest
 from aioflow import runtime as runtime_module
 from tests.chaos.faults.lanes import World
 from tests.chaos.faults.store import FaultyStore
-from tests.valkey import Valkey
+from tests.valkey import Valkey, running
 
 ALL = os.environ.get("AIOFLOW_FAULTS") == "all"
 """Whether those are tried as well that CI has no time for."""
@@ -19,19 +19,15 @@ ALL = os.environ.get("AIOFLOW_FAULTS") == "all"
 @pytest.fixture(scope="session")
 def durable_valkey() -> Iterator[Valkey]:
     """A server that fsyncs, and that nobody else talks to: its statistics count the commands of a test alone."""
-    server = Valkey(fsync=True)
-    server.start()
-    yield server
-    server.close()
+    with running(fsync=True) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
 def walked_valkey() -> Iterator[Valkey]:
     """The server of the walks. It fsyncs in the long mode only: a busy disk would hold up all of them."""
-    server = Valkey(fsync=ALL)
-    server.start()
-    yield server
-    server.close()
+    with running(fsync=ALL) as server:
+        yield server
 
 
 @pytest.fixture
