@@ -6,18 +6,11 @@ Several runtimes walk side by side, each a lane of its own with every so-manieth
 from __future__ import annotations
 
 import asyncio
-import itertools
-import math
 import secrets
-import time
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol, TypeVar
-
-from redis.exceptions import RedisError
 
 from aioflow import AioflowError, Runtime
 from aioflow.engine.store import Store
@@ -30,8 +23,6 @@ T = TypeVar("T")
 
 MOST_CALLS = 200
 """A path of so many calls has no end."""
-STARVED = LEASE / 8
-MOST_STARVED = 3
 KEPT_BY = {"claim", "submit", "settle", "release", "expose"}
 """Calls without whose answer a runtime that stops cannot know all of its leases, or give them back."""
 
@@ -62,45 +53,17 @@ class World:
 
     valkey: Valkey
     near: Store
-    starved_at: float = -math.inf
-    """When this process or its server last did not get to run for `STARVED` seconds."""
 
     @classmethod
     @asynccontextmanager
     async def on(cls, valkey: Valkey) -> AsyncIterator[World]:
         """One on a server."""
         world = cls(valkey, Store(valkey.url, name="near"))
-        watching = asyncio.create_task(world._watch(), name="watch")
         try:
             yield world
         finally:
             FaultyStore.faults.clear()
-            watching.cancel()
-            await asyncio.wait([watching])
             await world.near.close()
-
-    async def _watch(self) -> None:
-        while True:
-            before = time.monotonic()
-            await asyncio.sleep(STARVED / 4)
-            with suppress(RedisError):
-                await self.near.redis.ping()
-            if time.monotonic() - before > STARVED:
-                self.starved_at = time.monotonic()
-
-    async def steadily(self, walk: Callable[[], Awaitable[T]]) -> T:
-        """What a walk comes to where all get to run: on a machine that is too busy leases end in earnest.
-
-        A walk that failed meanwhile is made again, a few times.
-        """
-        for _ in range(MOST_STARVED):
-            began = time.monotonic()
-            try:
-                return await walk()
-            except Exception:
-                if self.starved_at < began:
-                    raise
-        return await walk()
 
     def shop(self, lease: float = LEASE) -> Shop:
         """The services of a lane, in a namespace of its own."""
@@ -156,21 +119,16 @@ def store_fault(method: str, kind: Kind) -> Arm:
 
 async def walk_all(world: World, arm: Arm, what: str, *, url: str = "", lane: int = 0, lanes: int = 1) -> None:
     """One runtime walks again and again, struck at one call after the other; `lane` of `lanes` takes its share."""
-    left = deque(range(lane + 1, MOST_CALLS, lanes))
-
-    async def walk_on() -> None:
-        shop = world.shop()
-        url_or_own = url or world.valkey.url
-        async with Runtime(shop.services, redis=url_or_own, namespace=shop.namespace, grace=1.0) as runtime:
-            for walks in itertools.count():
-                assert left, f"{what}: the path has no end"
-                if not await noted(f"{what}, number {left[0]}", walk_once(shop, runtime, arm, walks, left[0])):
-                    assert left[0] > 1, f"the path has no such call: {what}"
-                    break
-                left.popleft()
-        await world.left(runtime)
-
-    await world.steadily(walk_on)
+    shop = world.shop()
+    url_or_own = url or world.valkey.url
+    async with Runtime(shop.services, redis=url_or_own, namespace=shop.namespace, grace=1.0) as runtime:
+        for walks, number in enumerate(range(lane + 1, MOST_CALLS, lanes)):
+            if not await noted(f"{what}, number {number}", walk_once(shop, runtime, arm, walks, number)):
+                assert number > 1, f"the path has no such call: {what}"
+                break
+        else:
+            raise AssertionError(f"{what}: the path has no end")
+    await world.left(runtime)
 
 
 async def noted(what: str, walk: Awaitable[bool]) -> bool:
@@ -194,7 +152,7 @@ async def walk_once(shop: Shop, runtime: Runtime, arm: Arm, walks: int, number: 
 async def stop_all(world: World, method: str, kind: Kind, *, lane: int = 0, lanes: int = 1) -> None:
     """Runtimes that are stopped in one call of the method after the other; heirs go on with what they leave."""
     for number in range(lane + 1, MOST_CALLS, lanes):
-        if not await world.steadily(partial(stop_once, world, method, kind, number)):
+        if not await stop_once(world, method, kind, number):
             assert number > 1, f"the path has no call of {method}"
             return
     raise AssertionError("the path has no end")

@@ -22,7 +22,7 @@ from tests.waiting import wait_until
 
 T = TypeVar("T")
 
-LEASE = 2.0
+LEASE = 3.0
 """Seconds; long enough that a busy machine ends none by itself."""
 PATIENCE = 15.0
 """Seconds for whatever a walk waits for."""

@@ -6,8 +6,6 @@ lease keeper and of its channel included, go through a proxy that counts what th
 
 from __future__ import annotations
 
-from functools import partial
-
 import pytest
 
 from aioflow import Runtime, StoreUnavailable
@@ -52,7 +50,7 @@ async def test_any_request_of_a_start_may_be_lost(world: World, reply: bool) -> 
 
     async def start(lane: int) -> None:
         for number in range(lane + 1, MOST_REQUESTS, lanes):
-            if not await world.steadily(partial(start_once, world, number, reply=reply)):
+            if not await start_once(world, number, reply=reply):
                 assert number > 1
                 return
         raise AssertionError("a start has no end")
