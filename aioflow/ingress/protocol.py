@@ -40,6 +40,22 @@ class ProblemProtocol(web.RequestHandler):
         self._stop_timer()
         super().connection_lost(exc)
 
+    async def shutdown(self, timeout: float | None = 15.0) -> None:
+        """As aiohttp's, but for how it waits for the request in progress.
+
+        aiohttp cancels what it waits with when time is up; a request that ends in that moment trips over it, in its
+        last line, and is logged as an unhandled exception.
+        """
+        self._force_close = True
+        if self._request_in_progress:
+            ended = self._handler_waiter = self._loop.create_future()
+            try:
+                await asyncio.wait([ended], timeout=timeout)
+            finally:
+                self._handler_waiter = None
+            self._request_in_progress = False  # it had its time: aiohttp goes on to cancel it, where it has not ended
+        await super().shutdown(timeout)
+
     def data_received(self, data: bytes) -> None:
         """As aiohttp's; where the rest of a body cannot be parsed, whoever reads that body hears of it.
 

@@ -25,10 +25,10 @@ from aioflow.cli.serve import bind
 from aioflow.engine import claimer
 from aioflow.ingress import app
 from aioflow.ingress.app import answer_problems, make_app
-from aioflow.ingress.server import Ingress
+from aioflow.ingress.server import LAST_ANSWERS_SECONDS, Ingress
 from aioflow.settings import load_settings
 from aioflow.web import json_body, read_json
-from tests.serving import Serve
+from tests.serving import Serve, bound
 from tests.valkey import Valkey
 from tests.waiting import wait_until
 
@@ -420,3 +420,31 @@ async def test_routes_of_every_method(valkey: Valkey, namespace: str) -> None:
                 told.append((answer.status, await answer.read()))
     assert told[:3] == [(200, b'{"x":"a"}'), (200, b'{"x":"ab"}'), (204, b"")]
     assert told[3][0] == 405
+
+
+async def test_a_request_that_ends_as_its_time_is_up_is_answered(caplog: pytest.LogCaptureFixture) -> None:
+    asked, gate = asyncio.Event(), asyncio.get_running_loop().create_future()
+
+    async def slow(_: web.Request) -> web.Response:
+        asked.set()
+        await gate
+        return web.Response(text="late")
+
+    application = web.Application()
+    application.router.add_get("/slow", slow)
+    ingress = Ingress(application)
+    listener = bound()
+    await ingress.open(listener)
+    reader, writer = await asyncio.open_connection(*listener.getsockname()[:2])
+    writer.write(b"GET /slow HTTP/1.1\r\n" + HOST + b"\r\n")
+    await asked.wait()
+    closing = asyncio.create_task(ingress.close())
+    for _ in range(5):
+        await asyncio.sleep(0)  # it waits for the request now
+    asyncio.get_running_loop().call_later(LAST_ANSWERS_SECONDS / 2, gate.set_result, None)
+    time.sleep(LAST_ANSWERS_SECONDS + 0.1)  # noqa: ASYNC251 - the end of the request and of its time are due at once
+    answer = await reader.read()
+    await closing
+    writer.close()
+    assert answer.endswith(b"late")
+    assert not [record for record in caplog.records if record.name == "aiohttp.server"]
