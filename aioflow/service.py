@@ -17,16 +17,18 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Generic, Never, Protocol, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Generic, Never, Protocol, TypeVar, Unpack, overload
 
 from pydantic import PydanticUserError, TypeAdapter
 
 from aioflow.contract import Contract, check_contract
 from aioflow.errors import AioflowError, ConfigError
 from aioflow.job import Batch, Handle, Job
-from aioflow.load import Generator
 from aioflow.policy import DEFAULT_PRIORITY, PAYLOAD_LIMIT, Breaker, Retry, TaskOptions
 from aioflow.timeline import NAME, Timeline, TimelineStore, parse_keep
+
+if TYPE_CHECKING:
+    from aioflow.load import Generator  # its targets are HTTP clients, which are slow to import
 
 P = TypeVar("P")
 R = TypeVar("R")
