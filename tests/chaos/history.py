@@ -61,12 +61,13 @@ class History:
         self.deaths.setdefault(pid, time.monotonic())
 
     def has_survivor(self, since: float, until: float, *, but: int) -> bool:
-        """Whether another runtime worked all that time; one that was told to end works no more."""
+        """Whether another runtime worked all that time: it was not told to end, and no handler blocked its loop."""
         return any(
             pid != but
             and start < since
             and self.deaths.get(pid, math.inf) > until
             and not any(span.began < until for span in self.spans if span.kind == END and span.pid == pid)
+            and not any(span.meets(since, until) for span in self.spans if span.kind == BLOCK and span.pid == pid)
             for pid, start in self.starts.items()
         )
 

@@ -74,9 +74,15 @@ class Judge:
                 self._findings.say("jobs whose fence went back", [job])
 
     def _leases_of(self, attempts: Sequence[Attempt]) -> None:
-        """No attempt begins while another one's process keeps its lease."""
-        for index, before in enumerate(attempts[:-1]):
-            after = attempts[index + 1]
+        """No attempt begins while another one's process keeps its lease.
+
+        An attempt that a zombie begins after a later one has no lease; `_fences` judges whether its process was one.
+        """
+        live: list[Attempt] = []
+        for attempt in attempts:
+            if not live or attempt.number > live[-1].number:
+                live.append(attempt)
+        for before, after in pairwise(live):
             ended = before.ended if before.ended is not None else self._history.deaths.get(before.pid, before.began)
             self._findings.judged["leases"] += 1
             stopped = self._history.is_stopped(before.pid, before.began - self._leases[before.task], ended)
