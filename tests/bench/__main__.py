@@ -19,14 +19,12 @@ import uvloop
 
 from aioflow import Runtime, Service, Task
 from aioflow.cli.serve import spare_collections
-from tests.bench.bare_loop import bare_rate
 from tests.bench.environments import REQUIREMENTS, System, peer
-from tests.bench.growth import grown
 from tests.bench.http import bare_server, requests
-from tests.bench.load import FULL, OURS, QUICK, Comparison, Server, Sizes
+from tests.bench.load import FULL, ITEMS, OURS, QUICK, Comparison, Sizes
 from tests.bench.moderation import matches
-from tests.bench.report import BARE, BARE_HTTP, bars, machine, pace, table, table_of_bars, write
-from tests.bench.start import imported, served
+from tests.bench.report import bars, machine, pace, table, table_of_bars, write
+from tests.bench.server import Server
 from tests.bench.tasks import Fields, Small, fields, noop, service, sized, starts
 from tests.bench.tracking import tracked
 from tests.serving import Serve
@@ -251,11 +249,10 @@ async def measure(rounds: int, only: str) -> Figures:
     return figures
 
 
-async def compare(rounds: int, sizes: Sizes, folder: Path, *, peers: bool) -> None:
+async def compare(rounds: int, sizes: Sizes, folder: Path, only: str, *, peers: bool) -> None:
     """aioflow beside its peers, on one server; the tables are printed, and written into the folder."""
     others = [await peer(name) for name in REQUIREMENTS] if peers else []
-    ours, bare_system = System(OURS), System("bare")
-    comparison = Comparison([ours, *others], sizes, Server(), Server(fsync=True))
+    comparison = Comparison([System(OURS), *others], sizes, Server(), Server(fsync=True))
     results, paces = comparison.results, []
     try:
         comparison.plain.valkey.start()
@@ -263,23 +260,12 @@ async def compare(rounds: int, sizes: Sizes, folder: Path, *, peers: bool) -> No
         for number in range(rounds):
             print(f"round {number + 1} of {rounds}", file=sys.stderr)
             paces.append(await pace())
-            await comparison.round()
-            await comparison.fill(ours, comparison.plain)
-            results.add(BARE, bare_system, await bare_rate(comparison.plain.url, sizes.ours))
-            async with bare_server() as url:
-                rate, slow_ms = await requests(url, HTTP_SECONDS)
-            results.add(BARE_HTTP, bare_system, rate)
-            results.add("bare aiohttp, p99, ms", bare_system, slow_ms)
-            results.add("import aioflow, ms", ours, await imported())
-            results.add("serve with all services until ready, s", ours, await served())
+            await comparison.round(only)
         settings = await comparison.plain.settings()
     finally:
         comparison.plain.valkey.close()
         comparison.safe.valkey.close()
-    for item, values in (await grown(ours, sizes.deepest)).items():
-        for value in values:
-            results.add(item, ours, value)
-    print(table(results), table_of_bars(bars(results)), machine(), sep="\n\n")
+    print(table(results), table_of_bars(bars(results)), machine(), paces, sep="\n\n")
     write(folder, results, {"server": settings, "pace": paces, "rounds": rounds})
 
 
@@ -288,7 +274,7 @@ def main() -> None:
     options = argparse.ArgumentParser(prog="python -m tests.bench")
     options.add_argument("--rounds", type=int, default=3)
     parts = ["memory", "latency", "size", "fsync", "http", "tracking", "moderation"]
-    options.add_argument("--only", choices=parts, default="")
+    options.add_argument("--only", choices=[*parts, *ITEMS], default="")
     options.add_argument("--peers", action="store_true", help="beside arq, SAQ, streaq, taskiq, docket and BullMQ")
     options.add_argument("--quick", action="store_true", help="one round of few jobs")
     options.add_argument("--load", action="store_true", help="the items of --peers, of aioflow only")
@@ -297,7 +283,7 @@ def main() -> None:
     if chosen.quick:
         chosen.rounds = 1
     if chosen.peers or chosen.load:
-        uvloop.run(compare(chosen.rounds, QUICK if chosen.quick else FULL, chosen.out, peers=chosen.peers))
+        uvloop.run(compare(chosen.rounds, QUICK if chosen.quick else FULL, chosen.out, chosen.only, peers=chosen.peers))
         return
     spare_collections()  # as `serve` does in its process
     figures = uvloop.run(measure(chosen.rounds, chosen.only))

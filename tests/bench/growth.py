@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from tests.bench.environments import System
-from tests.bench.load import SUBMITTERS, Server
+from tests.bench.server import Server
 
+SUBMITTERS = 200
 WINDOW = 10_000
 """Jobs that are drained per depth and turn."""
 DEPTHS = (10_000, 100_000, 1_000_000)

@@ -13,21 +13,23 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
-from redis.asyncio import Redis
-
+from tests.bench.bare_loop import bare_rate
 from tests.bench.delay import delayed
 from tests.bench.environments import ItemFailed, System
-from tests.bench.http import requests
+from tests.bench.growth import grown
+from tests.bench.http import bare_server, requests
+from tests.bench.server import Server, free_port
+from tests.bench.start import imported, served
 from tests.serving import Serve
-from tests.valkey import Valkey
 from tests.waiting import wait_until
 
 SUBMITTERS = 200
 OPEN_LOOP_SECONDS = 5.0
 HTTP_SECONDS = 4.0
-OURS = "aioflow"
+OURS, BARE = "aioflow", "bare"
+ITEMS = ("rates", "narrow", "wide", "idle", "open_loop", "waiting", "large", "fsync", "far", "http", "start", "growth")
+"""In the order in which a round does them."""
 
 
 @dataclass(frozen=True)
@@ -47,46 +49,6 @@ class Sizes:
 
 FULL = Sizes(100_000, 4_000, 500, 1_000_000)
 QUICK = Sizes(20_000, 1_000, 100, 100_000)
-
-
-def free_port() -> int:
-    """One that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-class Server:
-    """A Valkey on a TCP port, and what it says of itself."""
-
-    def __init__(self, *, fsync: bool = False) -> None:
-        self.port = free_port()
-        self.valkey = Valkey(fsync=fsync, arguments=("--port", str(self.port)))
-        self.url = f"redis://127.0.0.1:{self.port}/0"
-
-    async def empty(self) -> None:
-        """Forget everything."""
-        async with Redis.from_url(self.url) as redis:
-            await redis.flushall()
-
-    async def settings(self) -> dict[Any, Any]:
-        """What may matter to speed."""
-        names = ("appendonly", "appendfsync", "io-threads", "maxmemory", "maxmemory-policy", "save")
-        async with Redis.from_url(self.url, decode_responses=True) as redis:
-            found: dict[Any, Any] = await redis.config_get(*names)
-        return found
-
-    async def spent(self) -> dict[str, float]:
-        """Its counters."""
-        async with Redis.from_url(self.url) as redis:
-            told = await redis.info("all")
-        return {
-            "commands": told["total_commands_processed"],
-            "reads": told["total_reads_processed"],
-            "bytes": told["total_net_input_bytes"] + told["total_net_output_bytes"],
-            "cpu_us": 1e6 * (told["used_cpu_user"] + told["used_cpu_sys"]),
-            "memory": told["used_memory"],
-        }
 
 
 @dataclass
@@ -111,22 +73,11 @@ class Comparison:
     safe: Server
     results: Results = field(default_factory=Results)
 
-    async def round(self) -> None:
-        """Every item with every system."""
-        items = (
-            self.rates,
-            self.narrow,
-            self.wide,
-            self.idle,
-            self.open_loop,
-            self.waiting,
-            self.large,
-            self.fsync,
-            self.far,
-            self.http,
-        )
-        for item in items:
-            await self.item(item)
+    async def round(self, only: str) -> None:
+        """Every item with every system, or only that of a name."""
+        for name in ITEMS:
+            if only in ("", name):
+                await self.item(getattr(self, name))
 
     async def item(self, item: Callable[[System], Awaitable[None]]) -> None:
         """One item with every system, in an order of its own."""
@@ -177,10 +128,14 @@ class Comparison:
         self.results.add("drain, jobs/s, 10 workers", system, await self.drain(system, self.plain.url, concurrency=10))
 
     async def wide(self, system: System) -> None:
-        """(b) at 1,000."""
+        """(b) at 1,000, and what the scripts alone would allow."""
         await self.fill(system, self.plain)
         rate = await self.drain(system, self.plain.url, concurrency=1000)
         self.results.add("drain, jobs/s, 1,000 workers", system, rate)
+        if system.name == OURS:
+            await self.fill(system, self.plain)
+            rate = await bare_rate(self.plain.url, self.sizes.ours)
+            self.results.add("a bare loop of claim and settle, jobs/s, 1,000 at once", System(BARE), rate)
 
     async def idle(self, system: System) -> None:
         """(c)."""
@@ -243,6 +198,25 @@ class Comparison:
             rate, slow_ms = await requests(url, HTTP_SECONDS)
         self.results.add("POST /payments, requests/s", system, rate)
         self.results.add("POST /payments, p99, ms", system, slow_ms)
+        if system.name == OURS:
+            async with bare_server() as url:
+                rate, slow_ms = await requests(url, HTTP_SECONDS)
+            self.results.add("bare aiohttp, requests/s", System(BARE), rate)
+            self.results.add("bare aiohttp, p99, ms", System(BARE), slow_ms)
+
+    async def start(self, system: System) -> None:
+        """How long a user waits for what."""
+        if system.name == OURS:
+            self.results.add("import aioflow, ms", system, await imported())
+            self.results.add("serve with all services until ready, s", system, await served())
+
+    async def growth(self, system: System) -> None:
+        """(k), of aioflow only: a peer would take a quarter of an hour to submit as much."""
+        if system.name != OURS:
+            return
+        for item, values in (await grown(system, self.sizes.deepest)).items():
+            for value in values:
+                self.results.add(item, system, value)
 
 
 @asynccontextmanager

