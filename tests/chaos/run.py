@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import json
 import os
 import signal
 import time
@@ -168,7 +170,10 @@ class Run:
         report.slowest_recovery_seconds = round(self._findings.slowest_recovery, 3)
         report.stalls = len(ledger.read_spans(world.ledger, ledger.STALLS))
         report.wrong = [*self._faults.wrong, *self._findings.lines()]
-        report.evidence = str(world.folder) if report.wrong else ""
+        if report.wrong:
+            report.evidence = str(world.folder)
+            told = json.dumps(dataclasses.asdict(world.history), indent=1)
+            await asyncio.to_thread((world.folder / "history.json").write_text, told)
 
     def _judge(self) -> None:
         world = self._world
