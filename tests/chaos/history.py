@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 SERVER, CLOCK, LINE, FREEZE, BLOCK, END = "server", "clock", "line", "freeze", "block", "end"
+BLOCKED_LONG = 0.3
+"""Seconds; a recovery has one to spare, beside the lease."""
 AFTERMATH = 3.0
 """Seconds in which runtimes come back to a server that was away: the longest backoff, and a third of a lease."""
 
@@ -61,15 +63,20 @@ class History:
         self.deaths.setdefault(pid, time.monotonic())
 
     def has_survivor(self, since: float, until: float, *, but: int) -> bool:
-        """Whether another runtime worked all that time: it was not told to end, and no handler blocked its loop."""
+        """Whether another runtime worked all that time: it was not told to end, and no handlers blocked its loop long."""
         return any(
             pid != but
             and start < since
             and self.deaths.get(pid, math.inf) > until
             and not any(span.began < until for span in self.spans if span.kind == END and span.pid == pid)
-            and not any(span.meets(since, until) for span in self.spans if span.kind == BLOCK and span.pid == pid)
+            and self.blocked_for(pid, since, until) < BLOCKED_LONG
             for pid, start in self.starts.items()
         )
+
+    def blocked_for(self, pid: int, since: float, until: float) -> float:
+        """Seconds of that time in which handlers blocked a process' loop."""
+        own = [span for span in self.spans if span.kind == BLOCK and span.pid == pid and span.meets(since, until)]
+        return sum(min(span.ended, until) - max(span.began, since) for span in own)
 
     def is_disturbed(self, since: float, until: float, *, but: int) -> bool:
         """Whether anything but the death of that one process went wrong in that time, or shortly before."""

@@ -45,7 +45,7 @@ LEDGERS = [
     ("", [KILLED, attempt(2, 12.6, 12.7, pid=2)], History([Span(SERVER, 10.6, 10.7)], GONE)),
     ("", [KILLED, attempt(2, 12.6, 12.7, pid=2)], History([STEP], GONE)),
     ("", [KILLED, attempt(2, 12.6, 12.7, pid=2)], History([Span(BLOCK, 10.0, 11.9, 2)], GONE)),
-    ("again within 2 s", [KILLED, attempt(2, 12.6, 12.7, pid=2)], History([Span(BLOCK, 10.0, 10.4, 2)], GONE)),
+    ("again within 2 s", [KILLED, attempt(2, 12.6, 12.7, pid=2)], History([Span(BLOCK, 10.4, 10.7, 2)], GONE)),
     ("", [KILLED, attempt(2, 12.6, 12.7, pid=2)], History(deaths={**GONE, 2: 11.0})),
     ("", [KILLED, attempt(2, 12.6, 12.7, pid=3)], History(deaths={**GONE, 2: 9.0})),
 ]
