@@ -63,7 +63,7 @@ class History:
         self.deaths.setdefault(pid, time.monotonic())
 
     def has_survivor(self, since: float, until: float, *, but: int) -> bool:
-        """Whether another runtime worked all that time: it was not told to end, and no handlers blocked its loop long."""
+        """Whether another runtime worked all that time: not told to end, its loop not blocked for long."""
         return any(
             pid != but
             and start < since
