@@ -201,6 +201,8 @@ def chart(results: Results, file: Path) -> None:
         (delays, [IDLE, IDLE_SLOW, STEADY, STEADY_SLOW], "ms, less is better"),
     ):  # fmt: skip
         known = [item for item in items if item in results.values]
+        if not known:
+            continue
         names = [OURS, *sorted({name for item in known for name in results.values[item]} - {OURS, BARE})]
         for at, name in enumerate(names):
             values = [results.values[item].get(name) for item in known]
@@ -210,7 +212,7 @@ def chart(results: Results, file: Path) -> None:
         axis.invert_yaxis()
         axis.set_xscale("log")
         axis.set_title(title)
-    rates.legend(fontsize="small")
+        axis.legend(fontsize="small")
     figure.tight_layout()
     figure.savefig(file, dpi=110)
     plt.close(figure)
