@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
+import os
 import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine
@@ -151,7 +152,12 @@ def main() -> None:
     name, item, options = sys.argv[1:4]
     system: Any = importlib.import_module(f"with_{name}")
     system.prepare() if hasattr(system, "prepare") else None
-    print(json.dumps(uvloop.run(ITEMS[item](system, **json.loads(options)))), flush=True)
+
+    async def run() -> None:
+        print(json.dumps(await ITEMS[item](system, **json.loads(options))), flush=True)
+        os._exit(0)  # what was to be measured is known; not every system ends in order
+
+    uvloop.run(run())
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ from typing import Any
 from taskiq.api import run_receiver_task
 from taskiq_redis import RedisStreamBroker
 
+STOP_SECONDS = 3.0
+
 
 def payload(number: int, text: str, sent: int) -> dict[str, Any]:
     """What a job carries."""
@@ -48,5 +50,5 @@ async def worker(url: str, concurrency: int, handle: Callable[[int, int], Awaita
         yield
     finally:
         running.cancel()
-        await asyncio.wait([running])
+        await asyncio.wait([running], timeout=STOP_SECONDS)  # idle, it waits for a read that nobody cancels
         await broker.shutdown()
