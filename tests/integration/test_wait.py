@@ -56,8 +56,9 @@ async def idle(runtime: Runtime) -> None:
     names = {f"aioflow:{runtime.id}"}
 
     async def blocked() -> bool:
+        # "cmd" is the last command, ended or not; only the flag tells a pop that waits from one that took a token.
         clients = await runtime.redis.client_list()
-        waiting = [client for client in clients if client["name"] in names and client["cmd"] == "blpop"]
+        waiting = [client for client in clients if client["name"] in names and "b" in client["flags"]]
         return len(waiting) == len(runtime._claimers)
 
     await wait_until(blocked)
@@ -263,7 +264,7 @@ async def test_a_killed_connection_of_a_blocked_pop_is_made_anew(
             (popping,) = (
                 client["id"]
                 for client in await submitter.redis.client_list()
-                if client["name"] == f"aioflow:{worker.id}" and client["cmd"] == "blpop"
+                if client["name"] == f"aioflow:{worker.id}" and "b" in client["flags"]
             )
             await submitter.redis.client_kill_filter(_id=popping)
             handle = await submitter.submit(demo.work, number)
