@@ -105,7 +105,7 @@ async def test_an_idle_runtime_and_one_that_awaits_results_send_a_handful_of_com
     async def work(number: int) -> int:
         return number
 
-    @service.task(lease=LONG, concurrency=10)
+    @service.task(lease=LONG, concurrency=20)
     async def slow(number: int) -> int:
         await gate.wait()
         return number
