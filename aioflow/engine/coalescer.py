@@ -12,16 +12,33 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from aioflow.engine.records import MOST_BYTES, MOST_JOBS
 from aioflow.errors import StoreUnavailable
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
+Heard_contra = TypeVar("Heard_contra", contravariant=True)
 
 MOST_WAITING = 100_000
 MOST_WAITING_BYTES = 256 << 20
+
+
+class Receiver(Protocol[Heard_contra]):
+    """Who hears the answer to an item: a future, or what does without its costs."""
+
+    def cancelled(self) -> bool:
+        """Whether the item need not be sent any more."""
+
+    def done(self) -> bool:
+        """Whether the answer would come too late."""
+
+    def set_result(self, result: Heard_contra, /) -> None:
+        """The item was flushed."""
+
+    def set_exception(self, exception: Exception, /) -> None:
+        """It was not, or nobody knows."""
 
 
 class Coalescer(Generic[Item, Answer]):
@@ -43,7 +60,7 @@ class Coalescer(Generic[Item, Answer]):
         self._flights = flights
         self._most_items = most_items
         self._flush = flush
-        self._line: deque[tuple[Item, int, asyncio.Future[Answer]]] = deque()  # a class costs four times as much
+        self._line: deque[tuple[Item, int, Receiver[Answer]]] = deque()  # a class costs four times as much
         self._line_bytes = 0
         self._in_flight = 0
         self._ended = False
@@ -60,21 +77,25 @@ class Coalescer(Generic[Item, Answer]):
 
     def put(self, item: Item, size: int) -> asyncio.Future[Answer]:
         """Add an item of so many bytes; the future answers, or raises what the flush raised for it."""
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()  # kept: on Python 3.11 each call of it is a system call
+        future: asyncio.Future[Answer] = self._loop.create_future()
+        self.put_for(future, item, size)
+        return future
+
+    def put_for(self, receiver: Receiver[Answer], item: Item, size: int) -> None:
+        """As `put`; the receiver hears the answer, at once."""
         if self._ended:
             raise StoreUnavailable("the runtime has stopped; nothing is sent to redis any more")
         if len(self._line) >= MOST_WAITING or self._line_bytes + size > MOST_WAITING_BYTES:
             raise StoreUnavailable(
                 f"{len(self._line)} items of {self._line_bytes} bytes wait to be sent to redis already; try again later"
             )
-        if self._loop is None:
-            self._loop = asyncio.get_running_loop()  # kept: on Python 3.11 each call of it is a system call
-        future: asyncio.Future[Answer] = self._loop.create_future()
         if not self._line:
             self._filled.set()
             self._emptied.clear()
-        self._line.append((item, size, future))
+        self._line.append((item, size, receiver))
         self._line_bytes += size
-        return future
 
     async def run(self) -> None:
         """Flush until cancelled; `drain` first, or whoever still waits hears StoreUnavailable."""
@@ -84,21 +105,21 @@ class Coalescer(Generic[Item, Answer]):
                     flights.create_task(self._fly(), name=f"aioflow {self.name} flight {number}")
         finally:
             self._ended = True
-            self._fail([future for _, _, future in self._line], unanswered())
+            self._fail([receiver for _, _, receiver in self._line], unanswered())
             self._line.clear()
             self._emptied.set()
 
     async def _fly(self) -> None:
         while True:
             await self._filled.wait()
-            items, futures = self._next_batch()
+            items, receivers = self._next_batch()
             if not self._line:
                 self._filled.clear()
             self._in_flight += len(items)
             try:
-                await self._answer(items, futures)
+                await self._answer(items, receivers)
             except asyncio.CancelledError:
-                self._fail(futures, unanswered())
+                self._fail(receivers, unanswered())
                 raise
             self._in_flight -= len(items)
             if not len(self):
@@ -108,48 +129,48 @@ class Coalescer(Generic[Item, Answer]):
         """Wait until the line is empty and nothing is in flight."""
         await self._emptied.wait()
 
-    def _next_batch(self) -> tuple[list[Item], list[asyncio.Future[Answer]]]:
+    def _next_batch(self) -> tuple[list[Item], list[Receiver[Answer]]]:
         items: list[Item] = []
-        futures: list[asyncio.Future[Answer]] = []
+        receivers: list[Receiver[Answer]] = []
         bytes_taken = 0
         line = self._line
         while line and len(items) < self._most_items:
-            item, size, future = line[0]
+            item, size, receiver = line[0]
             if items and bytes_taken + size > MOST_BYTES:
                 break
             line.popleft()
             self._line_bytes -= size
-            if not future.cancelled():
+            if not receiver.cancelled():
                 bytes_taken += size
                 items.append(item)
-                futures.append(future)
-        return items, futures
+                receivers.append(receiver)
+        return items, receivers
 
-    async def _answer(self, items: list[Item], futures: list[asyncio.Future[Answer]]) -> None:
+    async def _answer(self, items: list[Item], receivers: list[Receiver[Answer]]) -> None:
         if not items:
             return  # all of it was cancelled
         try:
             answers = await self._flush(items)
         except StoreUnavailable as error:
-            self._fail(futures, error)
+            self._fail(receivers, error)
         except Exception as error:  # noqa: BLE001 - refused by redis, or not to be packed at all
             # One bad item must not fail its batch-mates: split until the culprit stands alone.
             if len(items) == 1:
-                self._fail(futures, error)
+                self._fail(receivers, error)
             else:
                 half = len(items) // 2
-                await self._answer(items[:half], futures[:half])
-                await self._answer(items[half:], futures[half:])
+                await self._answer(items[:half], receivers[:half])
+                await self._answer(items[half:], receivers[half:])
         else:
-            for future, answer in zip(futures, answers, strict=True):
-                if not future.done():
-                    future.set_result(answer)
+            for receiver, answer in zip(receivers, answers, strict=True):
+                if not receiver.done():
+                    receiver.set_result(answer)
 
     @staticmethod
-    def _fail(futures: list[asyncio.Future[Answer]], error: Exception) -> None:
-        for future in futures:
-            if not future.done():
-                future.set_exception(error)
+    def _fail(receivers: list[Receiver[Answer]], error: Exception) -> None:
+        for receiver in receivers:
+            if not receiver.done():
+                receiver.set_exception(error)
 
 
 def unanswered() -> StoreUnavailable:

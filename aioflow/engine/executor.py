@@ -1,4 +1,4 @@
-"""Runs one attempt of one job and says how it ended: exactly one Outcome. It knows no Redis."""
+"""Runs one attempt of one job and says how it ended: exactly one Outcome. It asks nothing of Redis."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import logging
 import threading
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from enum import Enum, auto
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from aioflow.engine import codec
 from aioflow.engine.attempt import Attempt, Stop
 from aioflow.engine.batches import Batches
 from aioflow.engine.processes import ProcessPool
-from aioflow.engine.records import Leased
+from aioflow.engine.records import Leased, Settlement
 from aioflow.errors import CodecError, plain
 from aioflow.job import Failure, Job, Note
 from aioflow.policy import Discard, Retry, RetryLater
@@ -26,43 +26,16 @@ from aioflow.service import Middleware, Signature, Task
 log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
-class Done:
-    """The handler returned."""
+class Unsettled(Enum):
+    """How an attempt ends that settles nothing."""
 
-    result: bytes
-    effects: list[Effect]
-
-
-@dataclass(slots=True)
-class Again:
-    """The job runs again after a while; where that is a failure, it counts as one."""
-
-    delay: float
-    failure: Failure | None
-    effects: list[Effect]
-
-
-@dataclass(slots=True)
-class Dead:
-    """The job has no further attempt; `failed`: the last one counts as a failure."""
-
-    failure: Failure
-    effects: list[Effect]
-    failed: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Released:
+    RELEASED = auto()
     """The runtime stops: the job goes back to its place, uncounted."""
-
-
-@dataclass(frozen=True, slots=True)
-class Abandoned:
+    ABANDONED = auto()
     """The lease is lost: nothing may be written."""
 
 
-Outcome = Done | Again | Dead | Released | Abandoned
+Outcome = Settlement | Unsettled
 
 
 class Executor:
@@ -100,15 +73,14 @@ class Executor:
         try:
             payload = codec.decode_payload(self._signature.payload, leased.envelope)
         except CodecError as error:
-            return Dead(self._failure("CodecError", str(error), leased), [], failed=False)
+            return _dead(leased, self._failure("CodecError", str(error), leased), [], failed=False)
         try:
             result = await self._around(attempt, payload, job)
         except RetryLater as again:
-            return Again(again.seconds, None, commit.effects)
+            return Settlement(leased.id, leased.token, "retry", delay_ms=_ms(again.seconds), effects=commit.effects)
         except Discard as discard:
-            return Dead(
-                self._failure(type(discard).__qualname__, str(discard.reason), leased), commit.effects, failed=False
-            )
+            failure = self._failure(type(discard).__qualname__, str(discard.reason), leased)
+            return _dead(leased, failure, commit.effects, failed=False)
         except asyncio.CancelledError as error:
             return self.stopped(attempt, error, job)
         except (KeyboardInterrupt, GeneratorExit):
@@ -118,9 +90,10 @@ class Executor:
         if attempt.stop is Stop.TIMEOUT:
             return self._timed_out(leased, job)  # from a thread, or the cancellation was swallowed
         try:
-            return Done(codec.encode_result(self._task, result), commit.effects)
+            told = codec.encode_result(self._task, result)
         except CodecError as error:
-            return Dead(self._failure("CodecError", str(error), leased, error), commit.failure_effects)
+            return _dead(leased, self._failure("CodecError", str(error), leased, error), commit.failure_effects)
+        return Settlement(leased.id, leased.token, "done", told, effects=commit.effects)
 
     def _around(self, attempt: Attempt, payload: Any, job: Job) -> Awaitable[Any]:
         """The handler's call within its middleware."""
@@ -172,14 +145,14 @@ class Executor:
         job = job or Job(attempt.job.id, attempt.job.attempt)
         match attempt.stop:
             case Stop.RUNTIME:
-                return Released()
+                return Unsettled.RELEASED
             case Stop.LEASE_LOST:
-                return Abandoned()
+                return Unsettled.ABANDONED
             case Stop.TIMEOUT:
                 return self._timed_out(attempt.job, job)
             case Stop.CANCELLED:
                 failure = self._failure("JobCancelled", "cancelled on request", attempt.job)
-                return Dead(failure, job.commit.failure_effects, failed=False)
+                return _dead(attempt.job, failure, job.commit.failure_effects, failed=False)
             case None:
                 # Nobody of ours cancelled it: something inside the handler did.
                 return self._failed(attempt.job, job, RuntimeError(f"the handler was cancelled from inside: {error}"))
@@ -194,13 +167,24 @@ class Executor:
         where = f"{self._task.full_name} {leased.id} attempt {leased.attempt}"
         if delay is None:
             log.error("%s: dead after %s: %s", where, failure.error, failure.message, exc_info=error)
-            return Dead(failure, job.commit.failure_effects)
+            return _dead(leased, failure, job.commit.failure_effects)
         log.warning("%s: %s: %s; again in %.1f s", where, failure.error, failure.message, delay)
-        return Again(delay, failure, job.commit.failure_effects)
+        told, effects = codec.encode_failure(failure), job.commit.failure_effects
+        return Settlement(leased.id, leased.token, "retry", told, _ms(delay), failed=True, effects=effects)
 
     def _failure(self, name: str, message: str, leased: Leased, error: Exception | None = None) -> Failure:
         text = "" if error is None else "".join(traceback.format_exception(error))
         return Failure(name, message, text, leased.attempt, self._worker)
+
+
+def _dead(leased: Leased, failure: Failure, effects: list[Effect], *, failed: bool = True) -> Settlement:
+    """The job has no further attempt; `failed`: the last one counts as a failure."""
+    told = codec.encode_failure(failure)
+    return Settlement(leased.id, leased.token, "dead", told, failed=failed, effects=effects)
+
+
+def _ms(seconds: float) -> int:
+    return round(seconds * 1000)
 
 
 def text_of(error: Exception) -> str:

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from aioflow.commit import MOST_EFFECTS
@@ -18,7 +19,7 @@ from aioflow.engine.attempt import Attempt, Stop
 from aioflow.engine.breaker import Circuit
 from aioflow.engine.coalescer import Coalescer
 from aioflow.engine.crew import Crew
-from aioflow.engine.executor import Abandoned, Again, Dead, Done, Executor, Outcome, Released
+from aioflow.engine.executor import Executor, Outcome, Unsettled
 from aioflow.engine.keys import Queue
 from aioflow.engine.notes import Notes
 from aioflow.engine.records import MOST_JOBS, Claimed, Settlement
@@ -31,6 +32,29 @@ log = logging.getLogger(__name__)
 
 MOST_UNSETTLED = 2000
 """Ended handlers whose settle is not answered; beyond it nothing is claimed, since Redis is the slower part."""
+
+
+@dataclass(slots=True, eq=False)
+class Settling:
+    """What is settled, and who hears of it: a future and its callback would add 6 % to what a job costs."""
+
+    pool: Pool
+    attempt: Attempt
+    settlement: Settlement
+
+    def cancelled(self) -> bool:
+        """Nobody takes it back."""
+        return False
+
+    done = cancelled
+
+    def set_result(self, _: None) -> None:
+        """It has been answered."""
+        self.pool.let_go(self.attempt)
+
+    def set_exception(self, error: Exception) -> None:
+        """It has not."""
+        self.pool.not_settled(self.attempt, self.settlement, error)
 
 
 class Pool:
@@ -56,7 +80,7 @@ class Pool:
         """Every lease that this process answers for. A job may be here twice: a thread outlives its lost lease."""
         self.changed: Callable[[], None] = lambda: None
         """Called when a slot becomes free; set by the claimer."""
-        self.settles: Coalescer[tuple[Attempt, Settlement], None] = Coalescer(f"settle {queue.name}", self._flush)
+        self.settles: Coalescer[Settling, None] = Coalescer(f"settle {queue.name}", self._flush)
         self._store = store
         self._alone = alone
         self.quiet = False
@@ -142,12 +166,11 @@ class Pool:
             if self._crew is not None:
                 self._crew.end()
             self.changed()
-        settlement = settlement_of(attempt, outcome)
-        if settlement is not None:
-            if self.notes.latest and len(settlement.effects) < MOST_EFFECTS:
-                settlement.effects = [*settlement.effects, *self.notes.last(attempt.job)]
-            self._settle(attempt, settlement)
-        elif isinstance(outcome, Abandoned):
+        if isinstance(outcome, Settlement):
+            if self.notes.latest and len(outcome.effects) < MOST_EFFECTS:
+                outcome.effects = [*outcome.effects, *self.notes.last(attempt.job)]
+            self._settle(attempt, outcome)
+        elif outcome is Unsettled.ABANDONED:
             self.held.discard(attempt)
         # else it was released, and stays held until the stop gives it back
 
@@ -162,20 +185,12 @@ class Pool:
 
     def _settle(self, attempt: Attempt, settlement: Settlement) -> None:
         try:
-            answer = self.settles.put((attempt, settlement), settlement.size)
+            settling = Settling(self, attempt, settlement)
+            self.settles.put_for(settling, settling, settlement.size)
         except (StoreUnavailable, TypeError) as error:
-            self._not_settled(attempt, settlement, error)
-        else:
-            answer.add_done_callback(lambda _: self._settled(attempt, settlement, answer))
+            self.not_settled(attempt, settlement, error)
 
-    def _settled(self, attempt: Attempt, settlement: Settlement, answer: asyncio.Future[None]) -> None:
-        error = None if answer.cancelled() else answer.exception()
-        if error is None:
-            self._let_go(attempt)
-        else:
-            self._not_settled(attempt, settlement, error)
-
-    def _not_settled(self, attempt: Attempt, settlement: Settlement, error: BaseException) -> None:
+    def not_settled(self, attempt: Attempt, settlement: Settlement, error: BaseException) -> None:
         if isinstance(error, (TypeError, ValueError)) and settlement.effects:
             # What the handler wants written cannot even be sent: that ends its job, and no other.
             log.error("%s %s: dead: its effects cannot be sent: %r", self.queue.name, attempt.job.id, error)
@@ -183,7 +198,7 @@ class Pool:
             self._settle(attempt, Settlement(attempt.job.id, attempt.job.token, "dead", codec.encode_failure(failure)))
         else:
             log.warning("%s %s: not settled, %s; it runs again", self.queue.name, attempt.job.id, error)
-            self._let_go(attempt)
+            self.let_go(attempt)
 
     async def _run_alone(self, attempt: Attempt) -> Outcome:
         """Run a job on its last chance while no other such job runs in this process.
@@ -195,12 +210,12 @@ class Pool:
         try:
             async with self._alone:
                 if not await self._expose(attempt):
-                    return Abandoned()
+                    return Unsettled.ABANDONED
                 self._begin(attempt)
                 return await self._executor.run(attempt, self.notes.put)
         except ProtocolError as error:
             log.warning("%s %s: not started: %s", self.queue.name, attempt.job.id, error)
-            return Abandoned()
+            return Unsettled.ABANDONED
         except asyncio.CancelledError as error:
             return self._executor.stopped(attempt, error)
 
@@ -218,7 +233,8 @@ class Pool:
     def _resumed(self) -> None:
         self.changed()
 
-    def _let_go(self, attempt: Attempt) -> None:
+    def let_go(self, attempt: Attempt) -> None:
+        """It has ended, or is another's."""
         self.held.discard(attempt)
         self.changed()
 
@@ -237,12 +253,12 @@ class Pool:
                 return
             attempt.cancel(Stop.TIMEOUT)
 
-    async def _flush(self, batch: list[tuple[Attempt, Settlement]]) -> list[None]:
+    async def _flush(self, batch: list[Settling]) -> list[None]:
         """Settle a batch; while Redis is away, again and again, until it answers or the runtime's stop ends it.
 
         Also past the leases' end: whether a job has gone to another is for the server to say, by its token.
         """
-        settlements = [settlement for _, settlement in batch]
+        settlements = [settling.settlement for settling in batch]
         while True:
             try:
                 answers = await self._store.settle(self.queue, settlements)
@@ -254,11 +270,11 @@ class Pool:
         emits |= {f"{self.queue.service}.{effect.name}" for effect in effects if effect.op == "submit"}
         if emits:
             self._emitted(emits)
-        for (attempt, _), answer in zip(batch, answers, strict=True):
+        for settlement, answer in zip(settlements, answers, strict=True):
             if answer == 0:
-                log.warning("%s %s: its lease was lost; its outcome is dropped", self.queue.name, attempt.job.id)
+                log.warning("%s %s: its lease was lost; its outcome is dropped", self.queue.name, settlement.id)
             elif answer != 1:
-                log.error("%s %s: dead: %s", self.queue.name, attempt.job.id, answer)
+                log.error("%s %s: dead: %s", self.queue.name, settlement.id, answer)
         return [None] * len(batch)
 
     def scale(self, concurrency: int) -> None:
@@ -296,21 +312,3 @@ class Pool:
             leases = [(attempt.job.id, attempt.job.token) for attempt in rest[first : first + MOST_JOBS]]
             await self._store.release(self.queue, leases)
         self.held.difference_update(rest)
-
-
-def settlement_of(attempt: Attempt, outcome: Outcome) -> Settlement | None:
-    """What an outcome writes; None where it writes nothing."""
-    job = attempt.job
-    match outcome:
-        case Done(result, effects):
-            return Settlement(job.id, job.token, "done", result, effects=effects)
-        case Again(delay, Failure() as failure, effects):
-            told = codec.encode_failure(failure)
-            return Settlement(job.id, job.token, "retry", told, int(delay * 1000), failed=True, effects=effects)
-        case Again(delay, _, effects):
-            return Settlement(job.id, job.token, "retry", delay_ms=int(delay * 1000), effects=effects)
-        case Dead(failure, effects, failed):
-            told = codec.encode_failure(failure)
-            return Settlement(job.id, job.token, "dead", told, failed=failed, effects=effects)
-        case Released() | Abandoned():
-            return None

@@ -87,6 +87,13 @@ class Settlement:
     effects: Sequence[Effect] = ()
 
     @property
+    def outcome(self) -> str:
+        """One word for the script: for most jobs the kind says it all."""
+        if self.kind == "done" and not self.effects:
+            return "done"
+        return f"{self.kind}:{self.delay_ms}:{int(self.failed)}:{len(self.effects)}"
+
+    @property
     def size(self) -> int:
         """Bytes it adds to a batch, about."""
         if not self.effects:

@@ -143,8 +143,7 @@ class Store(Caller):
         """End attempts; per job 1 settled, 0 lease lost, or why it is dead instead. May be repeated."""
         words: list[str | bytes] = [str(len(settlements))]
         for job in settlements:
-            words += (job.id, job.token, job.kind, str(job.delay_ms), "1" if job.failed else "0", job.result)
-            words.append(str(len(job.effects)))
+            words += (job.id, job.token, job.outcome, job.result)
             for effect in job.effects:
                 words += (effect.op, effect.name, str(len(effect.words)), *effect.words)
         answers = (await self._call("queue/settle", queue, *words))[1:]

@@ -14,8 +14,8 @@ from pydantic import TypeAdapter
 from aioflow import commit
 from aioflow.engine import codec
 from aioflow.engine.attempt import Attempt, Stop
-from aioflow.engine.executor import Again, Dead, Done, Executor, Outcome
-from aioflow.engine.records import Leased
+from aioflow.engine.executor import Executor, Outcome
+from aioflow.engine.records import Leased, Settlement
 from aioflow.errors import ConfigError
 from aioflow.job import Failure, check_id, new_id
 from aioflow.policy import DEFAULT_PRIORITY
@@ -133,13 +133,14 @@ async def run_handler(
 
 
 class _Executor(Executor):
-    """Keeps the exception of which the outcome tells."""
+    """Keeps the failure and the exception of which the outcome tells."""
 
+    failure: Failure | None = None
     exception: Exception | None = None
 
     def _failure(self, name: str, message: str, leased: Leased, error: Exception | None = None) -> Failure:
-        self.exception = error
-        return super()._failure(name, message, leased, error)
+        self.failure, self.exception = super()._failure(name, message, leased, error), error
+        return self.failure
 
 
 class _Run:
@@ -186,27 +187,19 @@ class _Run:
 
     def ran(self, leased: Leased, outcome: Outcome) -> Ran[Any]:
         """The outcome as a test sees it."""
-        kind: Literal["done", "retry", "dead"]
-        value: Any = None
-        failure: Failure | None = None
-        delay: float | None = None
-        match outcome:
-            case Done(result, landed):
-                kind, value = "done", codec.decode_result(self._task.signature.result, result)
-            case Again(seconds, reason, landed):
-                kind, delay, failure = "retry", seconds, reason
-            case Dead(reason, landed):
-                kind, failure = "dead", reason
-            case _:
-                raise AssertionError(f"{self._task.full_name}: nobody stopped it, and yet it ended as {outcome}")
+        if not isinstance(outcome, Settlement):
+            raise AssertionError(  # noqa: TRY004 - it is a bug, not an argument
+                f"{self._task.full_name}: nobody stopped it, and yet it ended as {outcome}"
+            )
+        landed, done = outcome.effects, outcome.kind == "done"
         return Ran(
             task=self._task.full_name,
             id=leased.id,
             attempt=leased.attempt,
-            outcome=kind,
-            value=value,
-            delay=delay,
-            failure=failure,
+            outcome=outcome.kind,
+            value=codec.decode_result(self._task.signature.result, outcome.result) if done else None,
+            delay=outcome.delay_ms / 1000 if outcome.kind == "retry" else None,
+            failure=self._executor.failure,
             exception=self._executor.exception,
             effects=tuple(_effect(effect) for effect in landed if effect.op not in {"submit", "emit"}),
             emits=tuple(self._emit(effect) for effect in landed if effect.op in {"submit", "emit"}),

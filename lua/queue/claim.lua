@@ -60,7 +60,7 @@ local before = {}
 if claimed > 0 then
   before = redis.call('HMGET', claims, unpack(ids))
   local deadline, start, first_row = whole(now_ms + lease_ms), whole(now_ms), token .. ':1:0:0:'
-  local rows, deadlines, starts = {}, {}, {}
+  local rows, deadlines, starts, texts = {}, {}, {}, {}
   for index = 1, claimed do
     local id, row = ids[index], nil
     if before[index] then
@@ -71,7 +71,9 @@ if claimed > 0 then
       end
       row = make_row(token, attempt + 1, failures, crashes, place)
     else
-      row = first_row .. whole(places[index])
+      local place = places[index]
+      texts[place] = texts[place] or whole(place)
+      row = first_row .. texts[place]
     end
     local at = 2 * index
     rows[at - 1], rows[at] = id, row

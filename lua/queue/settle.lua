@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- settle: ends attempts: state, result and effects land together, job by job, or the job changes nothing.
 -- KEYS: running zset, started zset, scheduled zset, open zset, done zset, dead zset, claims hash, results hash, waiters hash, cancels zset, history hash, totals hash, config hash, bell list, outbox stream
--- ARGV: clock_ms (ms, 0: server time), count (jobs, at most 1000); then per job: id, token, kind (done | retry | dead), delay_ms (ms, for retry), failed (1: counts as a failure), result (JSON; of a failed attempt: the failure), effects (how many); then per effect: op, name (below :d:, or a task), words (how many), words
+-- ARGV: clock_ms (ms, 0: server time), count (jobs, at most 1000); then per job: id, token, outcome (done, or kind:delay_ms:failed:effects: done | retry | dead, ms for retry, 1: counts as a failure, how many), result (JSON; of a failed attempt: the failure); then per effect: op, name (below :d:, or a task), words (how many), words
 -- Returns: {now ms, per job: 1 settled | 0 lease lost | text: dead instead, because of this effect}
 -- Guards: I1 I2 I3 I5 I8 I9 I10
 -- Repeat: same answer
@@ -21,23 +21,26 @@ end
 --@include history
 --@include effects
 
--- Read the arguments as a whole before anything is written: where each job's begin, and its effects, if it has any.
-local FIELDS = 7
+-- Read the arguments as a whole before anything is written: where each job's begin, and what most jobs do not have.
+local FIELDS = 4
 local KINDS = {done = true, retry = true, dead = true}
-local ids, begins, effects = {}, {}, {}
+local ids, begins, kinds, delays, failures, effects = {}, {}, {}, {}, {}, {}
 local at = 3
 for index = 1, count do
-  local id, effect_count = ARGV[at], tonumber(ARGV[at + FIELDS - 1] or '')
-  if not effect_count then
+  local id, kind = ARGV[at], ARGV[at + 2]
+  if not ARGV[at + FIELDS - 1] then
     return redis.error_reply('PROTOCOL settle has fewer arguments than it counts')
   end
-  if effect_count > MOST_EFFECTS or not KINDS[ARGV[at + 2]] then
-    return redis.error_reply('PROTOCOL job ' .. id .. ' has more than 1000 effects, or an unknown outcome')
+  local effect_count = 0
+  if kind ~= 'done' then
+    local delay, failed, effects_told
+    kind, delay, failed, effects_told = string.match(kind, '^(%a+):(%d+):([01]):(%d+)$')
+    effect_count, delays[index], failures[index] = tonumber(effects_told), tonumber(delay), failed == '1'
+    if not KINDS[kind] or effect_count > MOST_EFFECTS or delays[index] >= PRIORITY_STEP then
+      return redis.error_reply('PROTOCOL job ' .. id .. ' has more than 1000 effects, or an unknown outcome')
+    end
   end
-  if not string.match(ARGV[at + 3], '^%d+$') or tonumber(ARGV[at + 3]) >= PRIORITY_STEP then
-    return redis.error_reply('PROTOCOL job ' .. id .. ' has a delay that is no number of ms')
-  end
-  ids[index], begins[index] = id, at
+  ids[index], begins[index], kinds[index] = id, at, kind
   at = at + FIELDS
   if effect_count > 0 then
     effects[index] = {}
@@ -80,7 +83,7 @@ for index, id in ipairs(ids) do
     prefix, prefixed = token .. ':', token
   end
   if row and string.sub(row, 1, #prefix) == prefix then
-    parse_row(row, id)
+    check_row(row, id)
     held[index] = true
   end
 end
@@ -105,17 +108,18 @@ local answers, retried, failures_of, handled = {now_ms}, {}, {}, {}
 local sooner = false
 for index, id in ipairs(ids) do
   local begin, row = begins[index], rows[index]
-  local token, kind, delay_ms, failed, result = ARGV[begin + 1], ARGV[begin + 2], ARGV[begin + 3], ARGV[begin + 4], ARGV[begin + 5]
+  local token, kind, failed, result = ARGV[begin + 1], kinds[index], failures[index], ARGV[begin + 3]
   local first = handled[id]
   if first then
-    local same = token == first.token and (kind == first.kind or first.answer ~= 1)
-    answers[index + 1] = same and first.answer or 0
+    local answer = answers[first + 1]
+    local same = token == ARGV[begins[first] + 1] and (kind == kinds[first] or answer ~= 1)
+    answers[index + 1] = same and answer or 0
   elseif not held[index] then
     answers[index + 1] = answer_again(kind, token, row, settled[index])
   else
     local refusal = effects[index] and refuse_effects(effects[index])
     answers[index + 1] = refusal or 1
-    handled[id] = {token = token, kind = kind, answer = refusal or 1}
+    handled[id] = index
     if refusal then
       finish(id, 'dead', row, submitted[index], starts[index], cjson.encode({error = 'BadEffect', message = refusal}))
     else
@@ -126,19 +130,19 @@ for index, id in ipairs(ids) do
         finish(id, 'dead', 'retry/' .. row, submitted[index], starts[index], CANCELLED)
       elseif kind == 'retry' then
         local _, attempt, failures, crashes, place = parse_row(row, id)
-        local due_ms = now_ms + delay_ms
+        local due_ms = now_ms + delays[index]
         place = math.floor(place / PRIORITY_STEP) * PRIORITY_STEP + due_ms
-        local new_row = make_row('retry/' .. token, attempt, failures + failed, crashes % WAITING, place)
+        local new_row = make_row('retry/' .. token, attempt, failures + (failed and 1 or 0), crashes % WAITING, place)
         redis.call('HSET', claims, id, new_row)
         redis.call('ZADD', scheduled, due_ms, id)
         table.insert(retried, id)
-        if failed == '1' then
+        if failed then
           table.insert(failures_of, id)
           table.insert(failures_of, longer_history(histories[index], result))
         end
         sooner = sooner or due_ms < first_due
       else
-        if failed == '1' then
+        if failed then
           local _, attempt, failures, crashes, place = parse_row(row, id)
           row = make_row(token, attempt, failures + 1, crashes, place)
         end
