@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, ClassVar, TypeVar
 
+import uvloop
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -120,7 +121,7 @@ class World:
     def __init__(self, *, moved: bool) -> None:
         self.valkey = Valkey()
         self.valkey.start()
-        self.runner = asyncio.Runner()
+        self.runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
         self.clock = Moved() if moved else None
         self.store = Store(self.valkey.url, name="aioflow:model", clock=self.clock)
 
@@ -128,7 +129,7 @@ class World:
         async def waited() -> T:
             return await call
 
-        return self.runner.run(waited())
+        return self.runner.get_loop().run_until_complete(waited())  # `run` sets a signal's handler at each call
 
     def reset(self) -> None:
         self.run(self.store.redis.flushdb())
