@@ -276,16 +276,16 @@ async def compare(rounds: int, sizes: Sizes, folder: Path, only: str, *, peers: 
     try:
         comparison.plain.valkey.start()
         comparison.safe.valkey.start()
+        settings = await comparison.plain.settings()
         for number in range(rounds):
             print(f"round {number + 1} of {rounds}", file=sys.stderr)
             paces.append(await pace())
             await comparison.round(only)
-        settings = await comparison.plain.settings()
+            write(folder, results, {"server": settings, "pace": paces, "rounds": number + 1})
     finally:
         comparison.plain.valkey.close()
         comparison.safe.valkey.close()
     print(table(results), table_of_bars(bars(results)), machine(), paces, sep="\n\n")
-    write(folder, results, {"server": settings, "pace": paces, "rounds": rounds})
 
 
 def main() -> None:

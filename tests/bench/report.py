@@ -92,10 +92,10 @@ class Bar:
         return f"| {self.what} | {sign} {self.promised:g} | {self.median:,.2f} ({low:,.2f} to {high:,.2f}) | {word} |"
 
 
-def fastest(results: Results, item: str, best: Callable[[list[float]], float]) -> list[float]:
-    """The best peer's value of each round."""
+def fastest(results: Results, item: str, best: Callable[[list[float]], float]) -> float | None:
+    """The best peer's median; a peer may have failed in a round, so rounds are not matched."""
     peers = [values for name, values in results.values.get(item, {}).items() if name not in {OURS, BARE}]
-    return [best(list(of_round)) for of_round in zip(*peers, strict=False)] if peers else []
+    return best([statistics.median(values) for values in peers]) if peers else None
 
 
 def bars(results: Results) -> list[Bar]:
@@ -104,20 +104,20 @@ def bars(results: Results) -> list[Bar]:
     def ours(item: str) -> list[float]:
         return results.values.get(item, {}).get(OURS, [])
 
-    def times(mine: list[float], others: list[float]) -> list[float]:
-        return [one / other for one, other in zip(mine, others, strict=False)]
+    def times(mine: list[float], other: float | None) -> list[float]:
+        return [one / other for one in mine] if other else []
 
     def percent(mine: list[float], others: list[float]) -> list[float]:
-        return [100 * share for share in times(mine, others)]
+        return [100 * one / other for one, other in zip(mine, others, strict=False)]
 
     bare = results.values.get(BARE_LOOP, {}).get(BARE, [])
     bare_http = results.values.get(BARE_HTTP, {}).get(BARE, [])
-    peers, peers_http = fastest(results, DRAIN, max), fastest(results, HTTP, max)
+    peers, peers_http, soonest = fastest(results, DRAIN, max), fastest(results, HTTP, max), fastest(results, IDLE, min)
     found = [
         Bar("drain at 100 workers, times the fastest peer", 15, True, times(ours(DRAIN), peers)),
         Bar("submits, times the fastest peer", 10, True, times(ours(SUBMITS), fastest(results, SUBMITS, max))),
         Bar("submit to start, p50, ms beyond the fastest peer's", 0, False, [
-            one - other for one, other in zip(ours(IDLE), fastest(results, IDLE, min), strict=False)
+            one - soonest for one in ours(IDLE) if soonest is not None
         ]),
         Bar("submit to start, p99, ms", 2, False, ours(IDLE_SLOW)),
         Bar("POST /payments, % of bare aiohttp", 65, True, percent(ours(HTTP), bare_http)),
