@@ -26,7 +26,7 @@ MOST_WAITING_BYTES = 256 << 20
 
 
 class Receiver(Protocol[Heard_contra]):
-    """Who hears the answer to an item: a future, or what does without its costs."""
+    """Who hears the answer to an item: a future, or what does without its costs. It must not raise."""
 
     def cancelled(self) -> bool:
         """Whether the item need not be sent any more."""

@@ -184,7 +184,7 @@ def _dead(leased: Leased, failure: Failure, effects: list[Effect], *, failed: bo
 
 
 def _ms(seconds: float) -> int:
-    return round(seconds * 1000)
+    return int(seconds * 1000)
 
 
 def text_of(error: Exception) -> str:

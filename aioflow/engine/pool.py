@@ -46,7 +46,9 @@ class Settling:
         """Nobody takes it back."""
         return False
 
-    done = cancelled
+    def done(self) -> bool:
+        """Whether it has been heard already: a batch that is split may be answered in part when the runtime ends."""
+        return self.attempt not in self.pool.held
 
     def set_result(self, _: None) -> None:
         """It has been answered."""

@@ -64,7 +64,7 @@ class Ran(Generic[R]):
     value: R | None = None
     """Its result as a submitter gets it; None unless done."""
     delay: float | None = None
-    """Seconds until the next attempt; None unless it is retried."""
+    """Seconds until the next attempt, to the millisecond; None unless it is retried."""
     failure: Failure | None = None
     """What the record of the job says; None where it failed in no way."""
     exception: Exception | None = None

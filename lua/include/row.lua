@@ -4,15 +4,21 @@
 local PRIORITY_STEP = 2 ^ 42
 local WAITING = 1000
 
+local function refuse_row(id)
+  error('PROTOCOL foreign row of job ' .. id .. ' in ' .. claims)
+end
+
 local function check_row(row, id)
   if not string.find(row, '^[^:]*:%d+:%d+:%d+:%d+$') then
-    error('PROTOCOL foreign row of job ' .. id .. ' in ' .. claims)
+    refuse_row(id)
   end
 end
 
 local function parse_row(row, id)
-  check_row(row, id)
   local token, attempt, failures, crashes, place = string.match(row, '^([^:]*):(%d+):(%d+):(%d+):(%d+)$')
+  if not token then
+    refuse_row(id)
+  end
   return token, tonumber(attempt), tonumber(failures), tonumber(crashes), tonumber(place)
 end
 

@@ -37,7 +37,7 @@ for index = 1, count do
     kind, delay, failed, effects_told = string.match(kind, '^(%a+):(%d+):([01]):(%d+)$')
     effect_count, delays[index], failures[index] = tonumber(effects_told), tonumber(delay), failed == '1'
     if not KINDS[kind] or effect_count > MOST_EFFECTS or delays[index] >= PRIORITY_STEP then
-      return redis.error_reply('PROTOCOL job ' .. id .. ' has more than 1000 effects, or an unknown outcome')
+      return redis.error_reply('PROTOCOL job ' .. id .. ' has more than 1000 effects, an unknown outcome, or a delay that is no number of ms')
     end
   end
   ids[index], begins[index], kinds[index] = id, at, kind
@@ -132,7 +132,8 @@ for index, id in ipairs(ids) do
         local _, attempt, failures, crashes, place = parse_row(row, id)
         local due_ms = now_ms + delays[index]
         place = math.floor(place / PRIORITY_STEP) * PRIORITY_STEP + due_ms
-        local new_row = make_row('retry/' .. token, attempt, failures + (failed and 1 or 0), crashes % WAITING, place)
+        local counted = failures + (failed and 1 or 0)
+        local new_row = make_row('retry/' .. token, attempt, counted, crashes % WAITING, place)
         redis.call('HSET', claims, id, new_row)
         redis.call('ZADD', scheduled, due_ms, id)
         table.insert(retried, id)

@@ -36,7 +36,7 @@ async def run(url: str, jobs: int, batch: int) -> float:
             ids = (await redis.evalsha(claim.sha, len(keys[claim.sha]), *call))[2]
             words: list[str | bytes] = []
             for job in ids:
-                words += (job, token, "done", "0", "0", b"null", "0")
+                words += (job, token, "done", b"null")
             call = [*keys[settle.sha], "0", str(len(ids)), *words]
             answers = await redis.evalsha(settle.sha, len(keys[settle.sha]), *call)
             assert answers[1:] == [1] * len(ids), answers

@@ -41,8 +41,8 @@ MUTATIONS = [
     Mutation(
         "retry that forgets a failure",
         "queue/settle.lua",
-        "        local new_row = make_row('retry/' .. token, attempt, failures + failed, crashes % WAITING, place)",
-        "        local new_row = make_row('retry/' .. token, attempt, failures, crashes % WAITING, place)",
+        "        local counted = failures + (failed and 1 or 0)",
+        "        local counted = failures",
     ),
     Mutation(
         "reap that leaves the old token valid",

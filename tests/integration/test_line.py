@@ -699,3 +699,33 @@ async def test_no_cancellation_of_a_store_call_is_lost(own_valkey: Valkey, queue
         assert not lost, f"a cancellation was lost (seed {seed}, turn {turn})"
         assert task.cancelled()
     await admin.close()
+
+
+async def test_a_stop_in_the_middle_of_a_split_batch_says_nothing_wrong_of_what_was_settled(
+    valkey: Valkey, namespace: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    service = Service("demo")
+    gate = asyncio.Event()
+
+    @service.task()
+    async def work(number: int) -> int:
+        await gate.wait()
+        return number
+
+    claims = Queue(namespace, "demo", "work").keys["claims"]
+    async with (
+        Runtime([service], redis=valkey.url, namespace=namespace, workers=False) as near,
+        Proxy(valkey.socket) as proxy,
+    ):
+        async with Runtime([service], redis=proxy.url, namespace=namespace, grace=0.1) as far:
+            await load_all(near._live_store())
+            ended, _ = [await near.submit(work, number, id=name) for number, name in enumerate(("ended", "foreign"))]
+            await wait_until(lambda: len(far._pools[0].running) == 2)
+            token, _, _ = (await near.redis.hget(claims, "foreign")).partition(b":")
+            await near.redis.hset(claims, "foreign", token + b":nonsense")
+            held = proxy.hold(b"$1\r\n1\r\n$7\r\nforeign", reply=False)  # alone, once the batch has been refused
+            gate.set()
+            await held.wait()
+        assert (await ended.status()).state is State.DONE
+        assert "foreign: not settled" in caplog.text
+        assert "ended: not settled" not in caplog.text

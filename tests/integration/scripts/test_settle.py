@@ -1089,7 +1089,7 @@ async def test_arguments_that_do_not_add_up_are_refused(
 @pytest.mark.parametrize("delay_ms", [-1, -(10**17), 2**42, 10**400])
 async def test_a_delay_out_of_range_is_refused_before_a_write(clocked: Store, queue: Queue, delay_ms: int) -> None:
     await start(clocked, queue, "ab")
-    async with refused(clocked, queue, "job b .* unknown outcome"):
+    async with refused(clocked, queue, "job b has .* a delay that is no number of ms"):
         await clocked.settle(queue, [done("a", "r.1", SET), retry("b", "r.1", SET, delay_ms=delay_ms)])
 
 
