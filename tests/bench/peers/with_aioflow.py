@@ -10,6 +10,9 @@ from pydantic import BaseModel
 from aioflow import Handle, Runtime, Service
 from aioflow.cli.serve import spare_collections
 
+BOUND = 2_000_000
+"""So many may wait; the default of a million is what growth is measured at."""
+
 
 class Load(BaseModel):
     """What a job carries."""
@@ -34,7 +37,7 @@ async def submitter(url: str) -> AsyncIterator[Callable[[Load], Awaitable[Handle
     """What takes a payload."""
     service = Service("bench")
 
-    @service.task()
+    @service.task(bound=BOUND)
     async def work(load: Load) -> None:
         """Is run elsewhere."""
 
@@ -47,7 +50,7 @@ async def worker(url: str, concurrency: int, handle: Callable[[int, int], Awaita
     """Runs jobs."""
     service = Service("bench")
 
-    @service.task(concurrency=concurrency)
+    @service.task(bound=BOUND, concurrency=concurrency)
     async def work(load: Load) -> None:
         """Hand over."""
         await handle(load.number, load.sent)
