@@ -9,7 +9,7 @@ SUBMITTERS = 200
 WINDOW = 10_000
 """Jobs that are drained per depth and turn."""
 DEPTHS = (10_000, 100_000, 1_000_000)
-TURNS = 5
+TURNS = 15
 
 
 async def grown(ours: System, most: int) -> dict[str, list[float]]:
