@@ -721,8 +721,8 @@ async def test_a_stop_in_the_middle_of_a_split_batch_says_nothing_wrong_of_what_
             await load_all(near._live_store())
             ended, _ = [await near.submit(work, number, id=name) for number, name in enumerate(("ended", "foreign"))]
             await wait_until(lambda: len(far._pools[0].running) == 2)
-            token, _, _ = (await near.redis.hget(claims, "foreign")).partition(b":")
-            await near.redis.hset(claims, "foreign", token + b":nonsense")
+            row: Any = await near.redis.hget(claims, "foreign")
+            await near.redis.hset(claims, "foreign", row.partition(b":")[0] + b":nonsense")
             held = proxy.hold(b"$1\r\n1\r\n$7\r\nforeign", reply=False)  # alone, once the batch has been refused
             gate.set()
             await held.wait()
