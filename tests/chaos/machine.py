@@ -478,7 +478,7 @@ class Machine(RuleBasedStateMachine):
                     self.deaths.append((name, job_id, ended.row.by))
 
     def _found(self) -> dict[str, Any]:
-        (dump,) = self.world.run(self.store._wire.ask([("EVAL", DUMP, 0)]))
+        dump: Any = self.world.run(self.store.redis.eval(DUMP, 0))
         # A stream that has been emptied is the one key that stays.
         return {key.decode(): _decoded(key.decode(), kind, content) for key, kind, content in dump if content}
 

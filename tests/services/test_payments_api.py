@@ -180,7 +180,8 @@ class Api:
         """Every key of the namespace that a request could leave something in, with its content."""
         redis = self.runtime.redis
         keys = [key.decode() async for key in redis.scan_iter(f"{self.runtime.namespace}:*")]
-        kept = [key for key in keys if key.rpartition(":")[2] not in {"config", "totals", "bell"}]
+        own = {"config", "totals", "bell", "runners"}  # written by the runtime as well, at times of its own
+        kept = [key for key in keys if key.rpartition(":")[2] not in own and ":{fleet}:" not in key]
         return {key: await redis.dump(key) for key in sorted(kept)}
 
     async def data(self) -> dict[str, dict[str, Any]]:

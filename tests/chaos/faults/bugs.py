@@ -114,8 +114,8 @@ BUGS = [
         coalescer.Coalescer,
         "_answer",
         "        answers = await self._flush(items)\n",
-        "        for future in futures:\n"
-        "            future.set_result(1)\n"
+        "        for receiver in receivers:\n"
+        "            receiver.set_result(1)\n"
         "        answers = await self._flush(items)\n",
         "submit LOST",
     ),
@@ -123,8 +123,8 @@ BUGS = [
         "a group commit that takes a lost line for an answer",
         coalescer.Coalescer,
         "_answer",
-        "        self._fail(futures, error)\n    except Exception",
-        "        for future in futures:\n            future.set_result(1)\n    except Exception",
+        "        self._fail(receivers, error)\n    except Exception",
+        "        for receiver in receivers:\n            receiver.set_result(1)\n    except Exception",
         "submit LOST",
     ),
     Bug(
