@@ -149,11 +149,11 @@ class Comparison:
             self.results.add(f"submit to start, idle, {share}, ms", system, found[f"{share}_ms"])
 
     async def open_loop(self, system: System) -> None:
-        """(d) at half of what it submits and drains, whichever is less."""
+        """(d) at half of the rate at which it would submit and drain by turns, which is what one server can keep up."""
         rates = [self.results.values.get(item, {}).get(system.name) for item in (SUBMITS, DRAIN)]
         if not all(rates):
             raise ItemFailed(f"{system.name}, open loop: its rates are not known")
-        rate = min(known[-1] for known in rates if known) / 2
+        rate = 0.5 / sum(1 / known[-1] for known in rates if known)
         jobs = int(rate * OPEN_LOOP_SECONDS)
         await self.plain.empty()
         await system.run("submit", self.plain.url, jobs=0, submitters=1, size=0)  # the queue is there, with one job
