@@ -417,7 +417,7 @@ class Runtime(Client):
         if self._store is not None:
             await self._store.close()
             self._store = None
-        self._results = self._inbox = None
+        self._results = self._inbox = self._gauge = None
         self.leaves_handlers = self.running_on() > 0
         if self._embedded is not None and not (self.ends_with_process and self.leaves_handlers):
             await self._embedded.stop()

@@ -140,10 +140,11 @@ class ProblemProtocol(web.RequestHandler):
         """As aiohttp's; an HTTP error that was raised before the middleware is a problem here."""
         if isinstance(resp, web.HTTPException) and resp.status >= 400:
             resp = problem_of(resp).response()
-        if request.headers.get("Upgrade", "websocket").lower() != "websocket":
+        if "Upgrade" in request.headers and request.headers["Upgrade"].lower() != "websocket":
             resp.force_close()  # aiohttp has forgotten what came behind it, and would read on in the middle of that
         finished = await super().finish_response(request, resp, start_time)
-        self._refuse_other_codings()  # of what came behind a request to upgrade
+        if self._messages:
+            self._refuse_other_codings()  # of what came behind a request to upgrade
         return finished
 
     def log_exception(self, *args: Any, **kw: Any) -> None:

@@ -18,6 +18,8 @@ CLOSE_SECONDS = 1.0
 """What the peers of open WebSockets get to answer that they are closed."""
 BACKLOG = 1024
 HOW: dict[str, Any] = {"access_log": None}
+SWITCHING = 101
+"""The status of a WebSocket. Whether it is one costs ten times as much to ask, of every response."""
 
 
 log = logging.getLogger(__name__)
@@ -61,7 +63,7 @@ class Ingress:
         await self._runner.cleanup()
 
     async def _note(self, _: web.Request, response: web.StreamResponse) -> None:
-        if isinstance(response, web.WebSocketResponse):
+        if response.status == SWITCHING and isinstance(response, web.WebSocketResponse):
             self._sockets.add(response)
 
     @staticmethod

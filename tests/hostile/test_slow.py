@@ -94,7 +94,7 @@ async def test_honest_clients_are_served_beside_500_slow_ones_which_are_ended(
 
 
 async def test_a_head_that_stops_is_ended_wherever_on_a_connection_it_stands(short_limits: None) -> None:
-    application = web.Application(middlewares=[app.answer_problems])
+    application = web.Application()
     application.router.add_get("/", app.healthz)
     ingress, listener = Ingress(application), bind(load_settings(port=0))
     await ingress.open(listener)

@@ -200,8 +200,8 @@ async def answer_nobody(request: web.Request) -> web.StreamResponse:
 
 
 async def test_a_client_that_is_gone_is_no_fault_and_no_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    application = web.Application(middlewares=[answer_problems])
-    application.router.add_get("/", answer_nobody)
+    application = web.Application()
+    application.router.add_get("/", answer_problems(answer_nobody))
     async with answering(application) as url, aiohttp.ClientSession() as session:
         with pytest.raises(aiohttp.ServerDisconnectedError):
             await session.get(url)
@@ -214,8 +214,8 @@ async def take(request: web.Request) -> web.StreamResponse:
 
 async def test_a_body_that_does_not_come_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(app, "BODY_SECONDS", 0.1)
-    application = web.Application(middlewares=[answer_problems])
-    application.router.add_post("/", take)
+    application = web.Application()
+    application.router.add_post("/", answer_problems(take))
     async with answering(application) as url, asyncio.timeout(5):
         reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
         writer.write(b"POST / HTTP/1.1\r\n" + HOST + JSON + b"Content-Length: 9\r\n\r\n[1,")

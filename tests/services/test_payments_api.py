@@ -26,6 +26,7 @@ from yarl import URL
 from aioflow import Handle, Runtime, Service, Task
 from aioflow.engine.keys import Queue
 from aioflow.ingress.app import make_app
+from aioflow.ingress.server import Ingress
 from aioflow.settings import Settings, load_settings
 from services.payments.api import LEDGER, STATUSES, charge
 from services.payments.api import service as payments
@@ -33,6 +34,7 @@ from services.payments.gateways import Decision
 from services.payments.models import GatewayError, Outcome, Payment, Receipt
 from services.payments.settings import PaymentsSettings
 from tests.curl import curl
+from tests.serving import bound
 from tests.valkey import Valkey
 from tests.waiting import wait_until
 
@@ -216,14 +218,13 @@ class Api:
 @asynccontextmanager
 async def served(runtime: Any, held: Runtime | None = None) -> AsyncIterator[Api]:
     """The application of a runtime on a loopback port; `held` is the runtime itself where `runtime` is a wrapper."""
-    runner = web.AppRunner(make_app(runtime), access_log=None)
-    await runner.setup()
+    ingress, listener = Ingress(make_app(runtime)), bound()
+    await ingress.open(listener)
     try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
         async with aiohttp.ClientSession() as session:
-            yield Api(held or runtime, f"http://127.0.0.1:{runner.addresses[0][1]}", session)
+            yield Api(held or runtime, f"http://127.0.0.1:{listener.getsockname()[1]}", session)
     finally:
-        await runner.cleanup()
+        await ingress.close()
 
 
 @asynccontextmanager
