@@ -1,7 +1,7 @@
 """The HTTP connection: what aiohttp refuses before a route hears of it is answered as a problem too.
 
-The application's middleware sees neither what the parser refuses nor what is raised before a handler is called. A
-client's mistake is said to the client, and to the log at level DEBUG only: whoever can reach the port could fill it.
+No route sees what the parser refuses, or what is raised before a handler is called. A client's mistake is said to the
+client, and to the log at level DEBUG only: whoever can reach the port could fill it.
 """
 
 from __future__ import annotations
@@ -137,8 +137,8 @@ class ProblemProtocol(web.RequestHandler):
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        """As aiohttp's; an HTTP error that was raised before the middleware is a problem here."""
-        if isinstance(resp, web.HTTPException) and resp.status >= 400:
+        """As aiohttp's; an HTTP error that was raised before a route's handler is a problem here."""
+        if resp.status >= 400 and isinstance(resp, web.HTTPException):
             resp = problem_of(resp).response()
         if "Upgrade" in request.headers and request.headers["Upgrade"].lower() != "websocket":
             resp.force_close()  # aiohttp has forgotten what came behind it, and would read on in the middle of that

@@ -26,6 +26,8 @@ from tests.waiting import wait_until
 
 SUBMITTERS = 200
 OPEN_LOOP_SECONDS = 5.0
+TURNS = {"idle": 5, "http": 3}
+"""How often a round does what one turn shows too vaguely: whether a machine is quick to wake up changes by the second."""
 HTTP_SECONDS = 4.0
 OURS, BARE = "aioflow", "bare"
 SUBMITS, DRAIN = "submits/s, 200 submitters", "drain, jobs/s, 100 workers"
@@ -81,7 +83,8 @@ class Comparison:
         """Every item with every system, or only that of a name."""
         for name in ITEMS:
             if only in ("", name):
-                await self.item(getattr(self, name))
+                for _ in range(TURNS.get(name, 1)):
+                    await self.item(getattr(self, name))
 
     async def item(self, item: Callable[[System], Awaitable[None]]) -> None:
         """One item with every system, in an order of its own."""
