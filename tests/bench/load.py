@@ -27,7 +27,7 @@ from tests.waiting import wait_until
 SUBMITTERS = 200
 OPEN_LOOP_SECONDS = 5.0
 TURNS = {"idle": 5, "http": 3}
-"""How often a round does what one turn shows too vaguely: whether a machine is quick to wake up changes by the second."""
+"""How often a round does what one turn shows too vaguely: how quick a machine is to wake up changes by the second."""
 HTTP_SECONDS = 4.0
 OURS, BARE = "aioflow", "bare"
 SUBMITS, DRAIN = "submits/s, 200 submitters", "drain, jobs/s, 100 workers"
