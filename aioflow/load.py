@@ -15,9 +15,9 @@ import aiohttp
 import orjson
 
 from aioflow.job import LONGEST_ID
+from aioflow.posting import CannotConnect, Poster
 
 REFUSED = (429, 503)
-JSON = {"Content-Type": "application/json"}
 ANSWER_SECONDS = 30.0
 
 
@@ -92,24 +92,22 @@ Generator = Callable[[LoadOptions], AbstractAsyncContextManager[Load]]
 
 
 class HttpTarget:
-    """POSTs JSON to a URL; a receipt is a 202 with a tracking_id or an id."""
+    """POSTs JSON to a URL; a receipt is a 202 with a tracking_id or an id. To be closed."""
 
-    def __init__(self, session: aiohttp.ClientSession, url: str, body: Callable[[], bytes]) -> None:
-        self._session = session
+    def __init__(self, url: str, body: Callable[[], bytes]) -> None:
         self._url = url
         self._body = body
+        self._poster = Poster(url, ANSWER_SECONDS)
 
     async def submit(self) -> str:
         """Submit one job; its id. Raises Refused, Failed."""
         url = self._url
         try:
-            async with self._session.post(url, data=self._body(), headers=JSON, allow_redirects=False) as answer:
-                status, said, location = answer.status, await answer.read(), answer.headers.get("Location")
+            status, said, location = await self._poster.post(self._body())
         except TimeoutError as error:
             raise Failed("timeout", f"POST {url}: no answer within {ANSWER_SECONDS:g} s") from error
         except aiohttp.ClientError as error:
-            cannot = isinstance(error, (aiohttp.ClientConnectorError, aiohttp.InvalidURL))
-            raise Failed("connection", f"POST {url}: {error}", hopeless=cannot) from error
+            raise Failed("connection", f"POST {url}: {error}", hopeless=isinstance(error, CannotConnect)) from error
         if status in REFUSED:
             raise Refused(f"POST {url} answered {status}")
         if status != 202:
@@ -120,6 +118,10 @@ class HttpTarget:
             raise Failed("no id", f"POST {url} answered 202 without a tracking_id or an id", hopeless=True)
         self.receipted(job_id, location)
         return job_id
+
+    def close(self) -> None:
+        """Close its connections."""
+        self._poster.close()
 
     def receipted(self, job_id: str, location: str | None) -> None:
         """What else a receipt says; to be overridden by whoever wants to know."""

@@ -66,7 +66,7 @@ def make_app(runtime: RuntimeApi) -> web.Application:
 def answer_problems(handler: Handler) -> Handler:
     """Every exception of a handler becomes a problem response, save the redirects that aiohttp raises.
 
-    No middleware, which costs each request twice as much; where no handler is found, ProblemProtocol answers.
+    A middleware would cost each request more calls; where no handler is found, ProblemProtocol answers.
     """
 
     async def answer(request: web.Request) -> web.StreamResponse:
@@ -160,7 +160,8 @@ class Submission:
         wait = read_wait(request, self._longest_wait)
         if self._before is None:
             content = request.content
-            came = content.is_eof() and not content.at_eof()  # with its headers, as most do; nobody has read it yet
+            # With its headers, as most do; nobody has read it yet.
+            came = content.is_eof() and not content.at_eof() and content.exception() is None
             body = content.read_nowait() if came else await body_of(request)
             if len(body) > self._longest_body:
                 raise web.HTTPRequestEntityTooLarge(self._longest_body, len(body))

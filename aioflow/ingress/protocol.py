@@ -138,7 +138,7 @@ class ProblemProtocol(web.RequestHandler):
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
         """As aiohttp's; an HTTP error that was raised before a route's handler is a problem here."""
-        if resp.status >= 400 and isinstance(resp, web.HTTPException):
+        if type(resp) is not web.Response and isinstance(resp, web.HTTPException) and resp.status >= 400:
             resp = problem_of(resp).response()
         if "Upgrade" in request.headers and request.headers["Upgrade"].lower() != "websocket":
             resp.force_close()  # aiohttp has forgotten what came behind it, and would read on in the middle of that

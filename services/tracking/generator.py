@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from itertools import accumulate
 from typing import Any
 
@@ -144,5 +144,5 @@ async def generate(options: LoadOptions) -> AsyncIterator[Load]:
             await arrivals.look(["none"])
         except StoreUnavailable as error:
             raise ConfigError(str(error)) from error
-        target = HttpTarget(session, f"{options.url}/track", lambda: orjson.dumps(events.draw()))
-        yield Load(f"POST {options.url}/track", target, arrivals)
+        with closing(HttpTarget(f"{options.url}/track", lambda: orjson.dumps(events.draw()))) as target:
+            yield Load(f"POST {options.url}/track", target, arrivals)

@@ -20,7 +20,7 @@ import uvloop
 from aioflow import Runtime, Service, Task
 from aioflow.cli.serve import spare_collections
 from tests.bench.environments import REQUIREMENTS, System, peer
-from tests.bench.http import bare_server, requests
+from tests.bench.http import bare_server, offered, requests
 from tests.bench.load import FULL, ITEMS, OURS, QUICK, Comparison, Sizes
 from tests.bench.moderation import matches
 from tests.bench.report import bars, machine, pace, table, table_of_bars, write
@@ -179,6 +179,7 @@ LINES = [
     ("bare aiohttp", "requests/s", "-"),
     ("POST /payments as a share of bare aiohttp", "%", "60"),
     ("POST /payments, with workers", "requests/s", "-"),
+    ("`aioflow load` can offer, times that", "", "2"),
     ("POST /track, single: accepted", "events/s", "4,000"),
     ("POST /track, single: in the table", "events/s", "4,000"),
     ("POST /track, single: CPU of both processes", "us/event", "-"),
@@ -222,7 +223,8 @@ async def measure(rounds: int, only: str) -> Figures:
         figures.add("POST /payments, no workers", ours)
         figures.add("bare aiohttp", beside)
         figures.add("POST /payments as a share of bare aiohttp", 100 * ours / beside)
-        figures.add("POST /payments, with workers", await payments(plain))
+        figures.add("POST /payments, with workers", served := await payments(plain))
+        figures.add("`aioflow load` can offer, times that", await offered() / served)
 
     async def tracking() -> None:
         for kind, events, of_post in (("single", TRACK_SINGLE, 1), ("arrays", TRACK_ARRAYS, 500)):

@@ -9,8 +9,9 @@ import asyncio
 import multiprocessing
 import re
 import socket
+import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import cast
 from urllib.parse import urlsplit
@@ -22,6 +23,7 @@ from aiohttp import web
 from tests.waiting import wait_until
 
 CONNECTIONS = 64
+OFFERED = 100_000
 BODY = orjson.dumps({"payer_id": "ann", "recipient_id": "bob", "amount": 1250, "currency": "USD"})
 LENGTH = re.compile(rb"content-length: (\d+)", re.IGNORECASE)
 
@@ -116,13 +118,45 @@ def _serve_bare(port: int) -> None:
     uvloop.run(run())
 
 
+class Sink(asyncio.Protocol):
+    """Answers each POST at once, unread."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.WriteTransport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._transport.write(data.count(b"POST ") * b'HTTP/1.1 202 Accepted\r\nContent-Length: 10\r\n\r\n{"id":"x"}')
+
+
+def _serve_sink(port: int) -> None:
+    async def run() -> None:
+        await asyncio.get_running_loop().create_server(Sink, "127.0.0.1", port)
+        await asyncio.Event().wait()
+
+    uvloop.run(run())
+
+
+async def offered() -> float:
+    """Requests per second that `aioflow load` makes where the server costs next to nothing."""
+    async with bare_server(_serve_sink) as url:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "aioflow", "load", "payments.charge", BODY.decode(), "--url", url, "--json"),
+            *("--submitters", str(CONNECTIONS), "--jobs", str(OFFERED), "--settle", "0"),
+            stdout=asyncio.subprocess.PIPE,
+        )
+        said, _ = await process.communicate()
+    told = orjson.loads(said)
+    assert told["accepted"] == OFFERED
+    return float(told["throughput"]["accepted_per_s"])
+
+
 @asynccontextmanager
-async def bare_server() -> AsyncIterator[str]:
+async def bare_server(serve: Callable[[int], None] = _serve_bare) -> AsyncIterator[str]:
     """The URL of an aiohttp handler that only parses the JSON and answers 202."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
-    process = multiprocessing.get_context("spawn").Process(target=_serve_bare, args=(port,), daemon=True)
+    process = multiprocessing.get_context("spawn").Process(target=serve, args=(port,), daemon=True)
     process.start()
 
     def listening() -> bool:

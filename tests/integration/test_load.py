@@ -481,7 +481,7 @@ MEMORY = (*DEMO_SERVICE, "--redis", "memory:")
         (("demo.nothing", *DEMO_SERVICE), "no embedded server runs over .*/.aioflow: start `python -m aioflow serve`"),
         (("demo.nothing", *DEMO_SERVICE, "--redis", "unix:///nowhere"), "redis is away"),
         (("demo.nothing", "--url", "ftp://example.org"), "write http://host:port/path"),
-        (("demo.nothing", "--url", "http://127.0.0.1:9/jobs"), "POST http://127.0.0.1:9/jobs: Cannot connect"),
+        (("demo.nothing", "--url", "http://127.0.0.1:9/jobs"), "POST http://127.0.0.1:9/jobs: cannot connect"),
         (("demo.nothing", "--url", "http://127.0.0.1:9", "--no-workers"), "leave them out with --url"),
         (("demo.nothing", "--url", "http://127.0.0.1:9", "--redis", "memory:"), "seen by its own process only"),
         (("nothing", "--url", "http://127.0.0.1:9", "--redis", "unix:///nowhere"), "write service.task"),

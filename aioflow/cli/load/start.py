@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -151,7 +151,7 @@ async def over_http(settings: Settings, plan: Plan, options: Options, url: str, 
             stack.push_async_callback(store.close)
             await store.ping()
             keeper = Records(partial(store.inspect, queue), store.redis, queue, len(body))
-        target = OverHttp(session, url, body, locations)
+        target = stack.enter_context(closing(OverHttp(url, body, locations)))
         return await LoadTest(options.task, f"POST {url}", target, keeper, plan, Meter()).run()
 
 

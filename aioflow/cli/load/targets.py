@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
-import aiohttp
+from yarl import URL
 
 from aioflow.cli.load.keepers import Locations
 from aioflow.errors import AioflowError, ConfigError, QueueFull
@@ -35,8 +35,8 @@ class InProcess:
 class OverHttp(HttpTarget):
     """POSTs one payload to a URL, and notes where the receipts say that its jobs are."""
 
-    def __init__(self, session: aiohttp.ClientSession, url: str, body: bytes, locations: Locations) -> None:
-        super().__init__(session, url, lambda: body)
+    def __init__(self, url: str, body: bytes, locations: Locations) -> None:
+        super().__init__(url, lambda: body)
         self._locations = locations
 
     def receipted(self, job_id: str, location: str | None) -> None:
@@ -49,7 +49,7 @@ def check_url(url: str) -> str:
     """The URL, or ConfigError."""
     try:
         parts = urlsplit(url)
-        _ = parts.port
+        _ = parts.port, URL(url)
     except ValueError as error:
         raise ConfigError(f"--url {url!r}: {error}") from error
     if parts.scheme not in {"http", "https"} or not parts.hostname:
