@@ -26,7 +26,7 @@ from tests.chaos.demo import service as demo
 from tests.integration.test_embedded import is_locked
 from tests.serving import ROOT, Serve
 from tests.valkey import Valkey
-from tests.waiting import wait_until
+from tests.waiting import in_state, wait_until
 
 PAYMENTS = 20_000
 SUBMITTERS = 200
@@ -272,12 +272,14 @@ async def test_a_killed_workers_job_starts_elsewhere_within_its_lease_and_a_seco
             victim = await work.submit(Work(seconds=30))
             await wait_until(lambda: started(victim, 1))
             await second.start()
-            # The second runtime is busy until the victim's lease is over; a line of later jobs waits with it.
-            busy = await work.submit(Work(seconds=LEASE + 0.2))
+            # The second runtime is busy until the victim is back in line; later jobs wait there with it.
+            busy = await work.submit(Work(seconds=30))
             await wait_until(lambda: started(busy, 1))
             later = [await work.submit(Work()) for _ in range(5)]
             killed = time.monotonic()
             first.kill()
+            await in_state(victim, State.READY)
+            await busy.cancel()
             await wait_until(lambda: started(victim, 2))
             assert time.monotonic() - killed < LEASE + 1.0
             info = await victim.status()

@@ -129,7 +129,7 @@ async def test_a_key_gives_one_computation_by_whichever_method_and_spelling(idle
 
 
 async def test_what_is_running_and_what_failed_is_shown(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compute, "options", replace(compute.options, timeout=2.0, retry=Retry(attempts=1)))
+    monkeypatch.setattr(compute, "options", replace(compute.options, timeout=0.5, retry=Retry(attempts=1)))
     async with served(settings) as api:
         place = (await post(api, {"number": HARD})).headers["Location"]
 
@@ -139,11 +139,11 @@ async def test_what_is_running_and_what_failed_is_shown(settings: Settings, monk
         await wait_until(runs)
         answer = await post(api, {"number": 143}, Prefer="wait=20")  # in another process
         check_answer(answer.body["result"], 143)
-        with pytest.raises(JobFailed, match="no result within 2 s"):
+        with pytest.raises(JobFailed, match=r"no result within 0\.5 s"):
             await api.runtime.handle(compute, place.rpartition("/")[2]).result(20)
         shown = await api.get(place)
         assert (shown["status"], shown["number"]) == ("dead", str(HARD))
-        assert shown["failure"] == {"error": "TimeoutError", "message": "no result within 2 s", "attempt": 1}
+        assert shown["failure"] == {"error": "TimeoutError", "message": "no result within 0.5 s", "attempt": 1}
         check_answer((await get(api, number="12", headers={"Prefer": "wait=20"})).body["result"], 12)
 
 

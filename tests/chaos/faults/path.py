@@ -148,6 +148,8 @@ class Walk:
                 if not task.cancelled() and not isinstance(task.exception(), StoreUnavailable):
                     return task.result()
                 self.unanswered.append(asyncio.CancelledError() if task.cancelled() else task.exception() or KeyError())
+                if self.runtime.is_stopping():
+                    raise self.unanswered[-1]  # all that a try would hear, until the walk is given up
             finally:
                 self.asking.discard(task)
                 task.cancel()
