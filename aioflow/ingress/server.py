@@ -19,7 +19,7 @@ CLOSE_SECONDS = 1.0
 BACKLOG = 1024
 HOW: dict[str, Any] = {"access_log": None}
 SWITCHING = 101
-"""The status of a WebSocket. Whether it is one costs ten times as much to ask, of every response."""
+"""The status of a WebSocket; asked first, since the class of a response is an abstract one and costs more to ask."""
 
 
 log = logging.getLogger(__name__)
