@@ -15,7 +15,7 @@ from aioflow.ingress.protocol import ProblemProtocol
 LAST_ANSWERS_SECONDS = 0.5
 """What requests in flight get to be answered once nothing new is accepted."""
 CLOSE_SECONDS = 1.0
-"""What the peers of open WebSockets get to answer that they are closed."""
+"""What it may take to tell the peer of an open WebSocket that it is closed."""
 BACKLOG = 1024
 HOW: dict[str, Any] = {"access_log": None}
 SWITCHING = 101
@@ -70,6 +70,10 @@ class Ingress:
     async def _end(websocket: web.WebSocketResponse) -> None:
         try:
             async with asyncio.timeout(CLOSE_SECONDS):
-                await websocket.close(code=WSCloseCode.GOING_AWAY, message=b"the server stops")
+                # Its close() ends the connection before the peer has answered, where a handler receives meanwhile: the
+                # peer may see one that was lost. The handler hears the answer, and has LAST_ANSWERS_SECONDS for it.
+                closing = websocket._writer if websocket._waiting else websocket  # noqa: SLF001
+                if closing is not None:
+                    await closing.close(code=WSCloseCode.GOING_AWAY, message=b"the server stops")
         except (TimeoutError, OSError, RuntimeError) as error:
             log.debug("a websocket was not closed in good order: %r", error)

@@ -90,6 +90,10 @@ class Session:
                     if isinstance(ended, Exception):
                         log.error("the desk of %s failed: %r", join.name, ended, exc_info=ended)
                 await self._end(watch)
+        # Not before both have ended: where anything still receives, the connection is closed before the peer has
+        # answered, and the peer may see a connection that was lost. Any other end is said by aiohttp when this returns.
+        if watch.replaced:
+            await self._websocket.close(code=REPLACED, message=b"the moderator has joined elsewhere")
 
     async def _joined(self) -> Join | None:
         try:
@@ -122,7 +126,6 @@ class Session:
                 log.warning("a message of %s could not be taken: %s", watch.name, error)
                 await self._refuse(Problem(503, str(error)), message.data)
             if self._left:
-                await self._websocket.close()
                 return
 
     async def _take(self, given: Join | Decide | Extend | Leave, watch: Watch) -> None:
@@ -158,7 +161,6 @@ class Session:
                 continue
             if watch.replaced or (found is not None and found.by not in ("", watch.by)):
                 watch.replaced = True
-                await self._websocket.close(code=REPLACED, message=b"the moderator has joined elsewhere")
                 return
             await self._tell({lock.token: lock for lock in (found.locks if found is not None else [])})
 

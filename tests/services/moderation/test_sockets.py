@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 import pytest
-from aiohttp import WSMsgType
+from aiohttp import WSCloseCode
 
 from services.moderation.declared import hub_of, service
 from services.moderation.socket import NOT_JOINED, REPLACED
@@ -136,7 +136,7 @@ async def test_a_desk_that_leaves_gives_back_at_once(api: Api) -> None:
         await api.item()
         await ann.expect("assignment")
         await ann.say("leave")
-        await ann.closed()
+        assert await ann.closed() == WSCloseCode.OK
         assert (await ben.expect("assignment"))["item"] == "i1"
 
 
@@ -193,9 +193,7 @@ async def test_the_stop_ends_open_websockets_in_good_order_and_soon(serving: Ser
         api.runtime.stop_waiting()
         closing = asyncio.create_task(api.ingress.close())
         for desk in (ann, ben):
-            message = await desk.websocket.receive(timeout=5)
-            assert message.type is WSMsgType.CLOSE
-            assert desk.websocket.close_code == 1001
+            assert await desk.closed() == WSCloseCode.GOING_AWAY
         await closing
         assert time.monotonic() - began < 1.0
 
