@@ -36,6 +36,12 @@ local function is_after(sequence, before)
   return ms > before_ms or ms == before_ms and tonumber(number) > tonumber(before_number)
 end
 
+-- Sorts as the sequence does where many have one place, up to a million jobs a millisecond.
+local function id_of(sequence)
+  local ms, number = string.match(sequence, '^(%d+)-(%d+)$')
+  return source .. '-' .. ms .. '-' .. string.rep('0', 6 - #number) .. number
+end
+
 local records, opened, lined_up, delayed, rows = {}, {}, {}, {}, {}
 local newest = last or '0-0'
 if not string.match(newest, '^%d+-%d+$') then
@@ -49,7 +55,7 @@ for index = 0, count - 1 do
   end
   if is_after(sequence, newest) then
     newest = sequence
-    local id = source .. '-' .. sequence
+    local id = id_of(sequence)
     table.insert(records, id)
     table.insert(records, envelope)
     table.insert(opened, now_ms)

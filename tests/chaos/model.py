@@ -128,7 +128,7 @@ class ModelQueue:
             sequence = sequence_of(job.sequence)
             if sequence > self.seen.get(source, (0, 0)):
                 self.seen[source] = sequence
-                self._take(now, f"{source}-{job.sequence}", job.envelope, job.priority, job.due)
+                self._take(now, emitted_id(source, job.sequence), job.envelope, job.priority, job.due)
                 taken += 1
         self.bell |= taken > 0 and not self.paused
         return taken
@@ -452,6 +452,12 @@ class ModelQueue:
 def in_order(line: dict[str, int]) -> list[str]:
     """The ids of a line, first first: by place, and within a millisecond by the id's bytes."""
     return sorted(line, key=lambda job_id: (line[job_id], job_id.encode()))
+
+
+def emitted_id(source: str, sequence: str) -> str:
+    """The id of a job that a handler of another queue has emitted."""
+    ms, number = sequence_of(sequence)
+    return f"{source}-{ms}-{number:06}"
 
 
 def sequence_of(text: str) -> tuple[int, int]:

@@ -37,6 +37,7 @@ from aioflow.engine.keys import Queue
 from aioflow.engine.records import Emitted
 from aioflow.engine.relay import Relay
 from aioflow.engine.store import Store
+from tests.chaos.model import emitted_id
 from tests.integration.test_line import sha
 from tests.proxy import Proxy
 from tests.valkey import Valkey
@@ -170,7 +171,7 @@ async def test_the_ids_are_the_sequence_in_the_outbox(
     no_relay.undo()
     async with Runtime([books.shop, books.ledger], redis=valkey.url, namespace=namespace) as runtime:
         await settled(runtime, books.book, 2)
-    assert sorted(books.ids) == [f"shop.sell-{job.sequence}" for job in emitted]
+    assert sorted(books.ids) == [emitted_id("shop.sell", job.sequence) for job in emitted]
 
 
 async def test_delay_and_priority_hold_from_the_commit_on(redis_url: str, namespace: str) -> None:

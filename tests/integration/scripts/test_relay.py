@@ -12,6 +12,7 @@ from aioflow.engine.keys import Queue
 from aioflow.engine.records import Emitted, Settlement
 from aioflow.engine.store import Store
 from aioflow.errors import StoreUnavailable
+from tests.chaos.model import emitted_id
 from tests.conftest import Clock
 from tests.integration.scripts.state import (
     NOW,
@@ -37,6 +38,10 @@ def emitted(sequence: str, *, envelope: bytes = b"\n1", priority: int = 4, due: 
     return Emitted(sequence, "demo.work", envelope, priority, due)
 
 
+def an_id(sequence: str) -> str:
+    return emitted_id(SOURCE, sequence)
+
+
 @dataclass(frozen=True)
 class Case:
     """A relay of SOURCE's jobs at NOW."""
@@ -55,9 +60,9 @@ CASES = [
         [emitted("5-0"), emitted("5-1", envelope=b"\n2", priority=0), emitted("17-0", due=NOW)],
         3,
         keys(
-            ready("shop.order-5-0", PLACE),
-            ready("shop.order-5-1", NOW, envelope="\n2"),
-            ready("shop.order-17-0", PLACE),
+            ready(an_id("5-0"), PLACE),
+            ready(an_id("5-1"), NOW, envelope="\n2"),
+            ready(an_id("17-0"), PLACE),
             seen={SOURCE: "17-0"},
             totals={"submitted": 3},
             bell=True,
@@ -69,7 +74,7 @@ CASES = [
         [emitted("5-0", due=NOW + 1, priority=9)],
         1,
         keys(
-            scheduled("shop.order-5-0", NOW + 1, row("-", 0, place=9 * STEP + NOW + 1)),
+            scheduled(an_id("5-0"), NOW + 1, row("-", 0, place=9 * STEP + NOW + 1)),
             seen={SOURCE: "5-0"},
             totals={"submitted": 1},
             bell=True,
@@ -81,7 +86,7 @@ CASES = [
         [emitted(sequence) for sequence in ("1-0", "9-4", "9-5", "9-10", "10-0", "100-0")],
         3,
         keys(
-            *(ready(f"shop.order-{sequence}", PLACE) for sequence in ("9-10", "10-0", "100-0")),
+            *(ready(an_id(sequence), PLACE) for sequence in ("9-10", "10-0", "100-0")),
             seen={SOURCE: "100-0"},
             totals={"submitted": 3},
             bell=True,
@@ -100,7 +105,7 @@ CASES = [
         [emitted("5-0")],
         1,
         keys(
-            ready("shop.order-5-0", PLACE),
+            ready(an_id("5-0"), PLACE),
             seen={"shop.return": "99-0", "shop.orde": "99-0", SOURCE: "5-0"},
             totals={"submitted": 1},
             bell=True,
@@ -112,8 +117,8 @@ CASES = [
         [emitted("5-0"), emitted("5-0", envelope=b"\n2"), emitted("4-9"), emitted("6-0"), emitted("5-0")],
         2,
         keys(
-            ready("shop.order-5-0", PLACE),
-            ready("shop.order-6-0", PLACE),
+            ready(an_id("5-0"), PLACE),
+            ready(an_id("6-0"), PLACE),
             seen={SOURCE: "6-0"},
             totals={"submitted": 2},
             bell=True,
@@ -125,7 +130,7 @@ CASES = [
         [emitted("1800000000000-9007199254740990"), emitted("1800000000000-9007199254740991")],
         1,
         keys(
-            ready("shop.order-1800000000000-9007199254740991", PLACE),
+            ready(an_id("1800000000000-9007199254740991"), PLACE),
             seen={SOURCE: "1800000000000-9007199254740991"},
             totals={"submitted": 1},
             bell=True,
@@ -138,8 +143,8 @@ CASES = [
         2,
         keys(
             ready("a"),
-            ready("shop.order-5-0", PLACE),
-            scheduled("shop.order-5-1", NOW + 9, row("-", 0, place=PLACE + 9)),
+            ready(an_id("5-0"), PLACE),
+            scheduled(an_id("5-1"), NOW + 9, row("-", 0, place=PLACE + 9)),
             seen={SOURCE: "5-1"},
             totals={"submitted": 2},
             bound=0,
@@ -151,7 +156,7 @@ CASES = [
         keys(bell=True, totals={"submitted": 7}),
         [emitted("5-0")],
         1,
-        keys(ready("shop.order-5-0", PLACE), seen={SOURCE: "5-0"}, totals={"submitted": 8}, bell=True),
+        keys(ready(an_id("5-0"), PLACE), seen={SOURCE: "5-0"}, totals={"submitted": 8}, bell=True),
     ),
 ]
 
@@ -169,7 +174,7 @@ async def test_relay(clocked: Store, queue: Queue, clock: Clock, case: Case) -> 
 async def test_a_repeat_takes_nothing_at_any_later_time(clocked: Store, queue: Queue, clock: Clock) -> None:
     jobs = [emitted("5-0"), emitted("5-1")]
     assert await clocked.relay(queue, SOURCE, jobs) == 2
-    first, second = "shop.order-5-0", "shop.order-5-1"
+    first, second = an_id("5-0"), an_id("5-1")
     assert await lease(clocked, queue, "r.1") == [first, second]
     await clocked.settle(queue, [Settlement(first, "r.1", "done"), Settlement(second, "r.1", "dead")])
     assert await clocked.relay(queue, SOURCE, jobs) == 0
@@ -182,17 +187,17 @@ async def test_a_repeat_takes_nothing_at_any_later_time(clocked: Store, queue: Q
 
 async def test_from_an_outbox_to_a_claim(clocked: Store, queue: Queue) -> None:
     await start(clocked, queue, "a")
-    emits = [Effect("emit", "shop.order", (f"\n{number}", "4", "0")) for number in range(5)]
+    emits = [Effect("emit", "shop.order", (f"\n{number}", "4", "0")) for number in range(25)]
     assert await clocked.settle(queue, [Settlement("a", "r.1", "done", effects=emits)]) == [1]
     order = Queue(queue.namespace, "shop", "order")
     jobs = await clocked.outbox(queue, 3)
     # Another runtime has read further meanwhile; whoever comes second brings what is new only.
     assert await clocked.relay(order, queue.name, jobs) == 3
-    assert await clocked.relay(order, queue.name, await clocked.outbox(queue, 100)) == 2
+    assert await clocked.relay(order, queue.name, await clocked.outbox(queue, 100)) == 22
     await clocked.forget(queue, [job.sequence for job in jobs])
-    assert [job.envelope for job in await clocked.outbox(queue, 100)] == [b"\n3", b"\n4"]
-    claimed = await clocked.claim(order, 10, 1000, "r.1")
-    assert [job.envelope for job in claimed.jobs] == [f"\n{number}".encode() for number in range(5)]
+    assert [job.envelope for job in await clocked.outbox(queue, 100)] == [b"\n%d" % number for number in range(3, 25)]
+    claimed = await clocked.claim(order, 100, 1000, "r.1")
+    assert [job.envelope for job in claimed.jobs] == [b"\n%d" % number for number in range(25)]
 
 
 @pytest.mark.parametrize(
