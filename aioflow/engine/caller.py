@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 from aioflow.engine import scripts, tls
 from aioflow.engine.cluster import slot_of, tag_of
 from aioflow.engine.cluster_client import ClusterClient
-from aioflow.engine.connect import ROUND_TRIP_SECONDS, Clients, Command, Wire, shown
+from aioflow.engine.connect import Clients, shown
 from aioflow.engine.foreign import WRONG_TYPE, foreign_keys
 from aioflow.engine.keys import Queue
 from aioflow.engine.line import Line, ServerClock
@@ -24,6 +24,7 @@ from aioflow.engine.records import Durability
 from aioflow.engine.rights import rights_in
 from aioflow.engine.scripts import Script
 from aioflow.engine.sentinel import split
+from aioflow.engine.wire import ROUND_TRIP_SECONDS, Command, Wire
 from aioflow.errors import ConfigError, ProtocolError, StoreUnavailable
 
 T = TypeVar("T")

@@ -27,7 +27,7 @@ from aioflow.engine.sentinel import HOST, login_of, split
 from aioflow.errors import ConfigError
 
 if TYPE_CHECKING:
-    from aioflow.engine.connect import SocketWire
+    from aioflow.engine.wire import SocketWire
 
 SCHEMES = ("redis+cluster", "rediss+cluster")
 """The second over TLS."""

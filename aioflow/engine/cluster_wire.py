@@ -24,7 +24,7 @@ from aioflow.engine.keys import no_key
 from aioflow.errors import StoreUnavailable
 
 if TYPE_CHECKING:
-    from aioflow.engine.connect import Command, SocketWire
+    from aioflow.engine.wire import Command, SocketWire
 
 MOST_TRIPS = 5
 """Times that a command is sent on to where a node redirects it."""

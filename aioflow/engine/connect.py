@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections import defaultdict, deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import defaultdict
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
-from hiredis import pack_command
 from redis import exceptions as driver
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.connection import AbstractConnection
@@ -26,16 +23,12 @@ from redis.maint_notifications import MaintNotificationsConfig
 from aioflow.engine import cluster, sentinel, tls
 from aioflow.engine.cluster_client import ClusterClient, ToAnyNode
 from aioflow.engine.cluster_wire import ClusterWire
-from aioflow.errors import ConfigError, StoreUnavailable
+from aioflow.engine.wire import ROUND_TRIP_SECONDS, Breaks, ClientWire, SocketWire, Wire, stopped
+from aioflow.errors import ConfigError
 
-ROUND_TRIP_SECONDS = 5.0
-"""A server that is silent for longer counts as away."""
 SCHEMES = ("redis", "rediss", "unix", *sentinel.SCHEMES, *cluster.SCHEMES)
 OPTIONS = {"db": "a number"}
 """What a URL's query may set, and to what, beside what `tls` says."""
-
-Command = tuple[Any, ...]
-"""str, bytes and int."""
 
 
 class PromptWrites(AbstractConnection):
@@ -57,132 +50,6 @@ class PromptWrites(AbstractConnection):
             raise driver.TimeoutError("Timeout writing to socket") from None
         finally:
             self.socket_timeout = seconds
-
-
-class Wire(Protocol):
-    """Sends commands as one pipeline and returns their replies; an error reply is an item of the list."""
-
-    async def ask(self, commands: Sequence[Command], seconds: float | None = None) -> list[Any]: ...
-
-
-@dataclass(slots=True)
-class Breaks:
-    """How often a connection of one store has broken; shared by its wires."""
-
-    count: int = 0
-
-
-class SocketWire:
-    """A few connections of its own, for the hot path.
-
-    The driver's client packs argument by argument in Python, checks the connection and keeps metrics at each call; a
-    batch packed by hiredis and written as it is costs a third of that. One deadline covers the whole round trip.
-    """
-
-    def __init__(self, pool: BlockingConnectionPool, connections: int, breaks: Breaks) -> None:
-        self._pool = pool
-        self._breaks = breaks
-        self._idle: deque[tuple[int, AbstractConnection]] = deque()
-        self._connections = connections
-        self._free = asyncio.Semaphore(connections)
-        self._deadlines: set[asyncio.Timeout] = set()  # of the calls that are under way
-        self._closed = False
-
-    async def ask(self, commands: Sequence[Command], seconds: float | None = None) -> list[Any]:
-        """Send and read.
-
-        Raises driver errors of the connection, TimeoutError past the deadline, and StoreUnavailable once closed.
-        """
-        if self._closed:
-            raise stopped()
-        deadline = asyncio.timeout(seconds or ROUND_TRIP_SECONDS)
-        self._deadlines.add(deadline)
-        try:
-            async with deadline:
-                return await self._ask(commands)
-        except TimeoutError:
-            if self._closed:
-                raise stopped() from None
-            raise
-        finally:
-            self._deadlines.discard(deadline)
-
-    async def _ask(self, commands: Sequence[Command]) -> list[Any]:
-        async with self._free:
-            connection = await self._take()
-            made_after = self._breaks.count
-            try:
-                if not connection.is_connected:
-                    await connection.connect()
-                await connection.send_packed_command(
-                    [pack_command(command) for command in commands], check_health=False
-                )
-                replies = [await self._reply(connection) for _ in commands]
-            except BaseException as error:
-                # A reply may still be on its way: this connection is of no use any more.
-                await connection.disconnect(nowait=True)
-                if isinstance(error, driver.ConnectionError):
-                    self._breaks.count += 1
-                raise
-            if any(isinstance(reply, driver.ReadOnlyError) for reply in replies):
-                # A replica by now: the name of the host, or the Sentinels, may say where the primary is.
-                self._breaks.count += 1
-            self._idle.append((made_after, connection))
-            return replies
-
-    async def _take(self) -> AbstractConnection:
-        # What broke one connection has most often broken all: those from before it are not tried.
-        while self._idle:
-            made_after, connection = self._idle.pop()
-            if made_after == self._breaks.count:
-                return connection
-            await connection.disconnect(nowait=True)
-        made: AbstractConnection = self._pool.make_connection()
-        return made
-
-    @staticmethod
-    async def _reply(connection: AbstractConnection) -> Any:
-        try:
-            return await connection.read_response(disable_decoding=True)
-        except driver.ResponseError as error:
-            return error
-
-    async def close(self) -> None:
-        """End the calls that are under way, which hear what later ones do, and close every connection."""
-        if self._closed:
-            return
-        self._closed = True
-        for deadline in self._deadlines:
-            if not deadline.expired():
-                deadline.reschedule(0.0)
-        for _ in range(self._connections):
-            await self._free.acquire()
-        while self._idle:
-            await self._idle.pop()[1].disconnect()
-
-
-class ClientWire:
-    """The same over a client, for fakeredis."""
-
-    def __init__(self, client: Redis) -> None:
-        self._client = client
-
-    async def ask(self, commands: Sequence[Command], seconds: float | None = None) -> list[Any]:
-        """Send and read."""
-        async with asyncio.timeout(seconds or ROUND_TRIP_SECONDS):
-            return await self._ask(commands)
-
-    async def _ask(self, commands: Sequence[Command]) -> list[Any]:
-        if len(commands) == 1:
-            try:
-                return [await self._client.execute_command(*commands[0])]
-            except driver.ResponseError as error:
-                return [error]
-        pipeline = self._client.pipeline(transaction=False)
-        for command in commands:
-            pipeline.execute_command(*command)
-        replies: list[Any] = await pipeline.execute(raise_on_error=False)
-        return replies
 
 
 class Clients:
@@ -302,11 +169,6 @@ class Clients:
             await client.aclose(close_connection_pool=True)
         if self._finder is not None:
             await self._finder.close()
-
-
-def stopped() -> StoreUnavailable:
-    """What a call hears that comes after the end."""
-    return StoreUnavailable("the runtime has stopped; nothing is sent to redis any more")
 
 
 def no_retry() -> Retry:

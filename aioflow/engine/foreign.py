@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from redis.asyncio import Redis
 
-from aioflow.engine.connect import Command
 from aioflow.engine.scripts import Script
+from aioflow.engine.wire import Command
 
 WRONG_TYPE = "WRONGTYPE"
 MOST_KEYS = 100

@@ -13,8 +13,8 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from redis import exceptions as driver
 
-from aioflow.engine.connect import ROUND_TRIP_SECONDS
 from aioflow.engine.store import Store
+from aioflow.engine.wire import ROUND_TRIP_SECONDS
 from aioflow.errors import ConfigError, ProtocolError, StoreUnavailable
 
 log = logging.getLogger(__name__)

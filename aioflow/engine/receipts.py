@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from aioflow.engine.connect import Command
 from aioflow.engine.records import Durability
+from aioflow.engine.wire import Command
 
 RECEIPT_MS = 4000
 """How long a flush waits for its durability; below the round trip's deadline."""

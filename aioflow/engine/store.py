@@ -18,7 +18,6 @@ from redis.asyncio.client import PubSub
 
 from aioflow.engine import scripts
 from aioflow.engine.caller import Caller, evalsha
-from aioflow.engine.connect import Command, Wire
 from aioflow.engine.keys import Queue
 from aioflow.engine.line import TOLERANCE_MS
 from aioflow.engine.receipts import FSYNC_POLICY, fsyncs, proof_of, unproven
@@ -41,6 +40,7 @@ from aioflow.engine.records import (
 from aioflow.engine.rights import check_rights
 from aioflow.engine.rows import ask_sizes, job_info, memory_of, parse_result, sizes_of
 from aioflow.engine.scripts import Script
+from aioflow.engine.wire import Command, Wire
 from aioflow.errors import NotFound, ProtocolError, StoreUnavailable
 from aioflow.job import JobInfo, State
 

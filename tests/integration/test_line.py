@@ -17,7 +17,7 @@ import pytest
 
 from aioflow import Handle, Job, Runtime, Service, State, StoreUnavailable
 from aioflow.commit import Effect
-from aioflow.engine import connect, scripts
+from aioflow.engine import connect, scripts, wire
 from aioflow.engine.attempt import Stop
 from aioflow.engine.keys import Queue, data_key
 from aioflow.engine.maintenance import Maintenance
@@ -203,7 +203,8 @@ async def test_a_slow_line_changes_nothing(valkey: Valkey, namespace: str) -> No
 
 
 async def test_every_round_trip_has_a_deadline(valkey: Valkey, queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connect, "ROUND_TRIP_SECONDS", 0.3)
+    for module in (connect, wire):
+        monkeypatch.setattr(module, "ROUND_TRIP_SECONDS", 0.3)
     async with proxied(valkey) as (proxy, far):
         await far.submit([new(queue, "a")])  # connections are there already
         await far.ping()

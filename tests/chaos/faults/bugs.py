@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from aioflow import runtime
-from aioflow.engine import claimer, coalescer, connect, lease, pool, relay, scripts, store
+from aioflow.engine import claimer, coalescer, connect, lease, pool, relay, scripts, store, wire
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,13 @@ BUGS = [
     ),
     Bug(
         "a wire that repeats by itself",
-        connect.SocketWire,
+        wire.SocketWire,
         "ask",
-        "            return await self._ask(commands)\n",
-        "            try:\n"
-        "                return await self._ask(commands)\n"
-        "            except driver.ConnectionError:\n"
-        "                return await self._ask(commands)\n",
+        "        return await self._ask(commands, until)\n",
+        "        try:\n"
+        "            return await self._ask(commands, until)\n"
+        "        except driver.ConnectionError:\n"
+        "            return await self._ask(commands, until)\n",
         "lost replies",
     ),
     Bug(

@@ -11,12 +11,13 @@ import pytest
 
 from aioflow import ConfigError, Job, Runtime, Service
 from aioflow.commit import Effect
-from aioflow.engine import connect
+from aioflow.engine import wire
 from aioflow.engine.keys import PARTS, Queue, data_key
 from aioflow.engine.records import Leased, NewJob, Settlement
 from aioflow.engine.store import Store
 from aioflow.policy import RETENTION_FLOOR, TaskOptions
 from tests.chaos.faults.lanes import World
+from tests.chaos.model import emitted_id
 from tests.proxy import Proxy
 from tests.waiting import wait_until
 
@@ -44,7 +45,7 @@ async def trimmed(near: Store, queue: Queue) -> None:
 
 
 def test_every_repeat_of_the_store_comes_before_the_shortest_retention_is_over() -> None:
-    longest = 2 * connect.ROUND_TRIP_SECONDS + TaskOptions().lease
+    longest = 2 * wire.ROUND_TRIP_SECONDS + TaskOptions().lease
     assert longest * 10 < RETENTION_FLOOR
     with pytest.raises(ConfigError):
         TaskOptions(keep_done=RETENTION_FLOOR - 1)
@@ -92,7 +93,7 @@ async def test_a_relay_that_is_repeated_after_its_jobs_were_trimmed_takes_none_a
     emitted = await near.outbox(source, 10)
     assert await near.relay(target, source.name, emitted[:2]) == 2
     await near.claim(target, 2, 60_000, "t.2")
-    ids = [f"{source.name}-{job.sequence}" for job in emitted]
+    ids = [emitted_id(source.name, job.sequence) for job in emitted]
     assert await near.settle(target, [Settlement(job_id, "t.2", "done") for job_id in ids[:2]]) == [1, 1]
     await trimmed(near, target)
     before = await all_of(near, target)

@@ -13,6 +13,7 @@ from aioflow.engine.store import Store
 from aioflow.errors import NotFound, ProtocolError
 from aioflow.job import Failure
 from aioflow.job import State as JobState
+from tests.chaos.model import emitted_id
 from tests.conftest import Clock
 from tests.integration.scripts.state import (
     CANCELLED,
@@ -179,7 +180,7 @@ async def test_jobs_that_handlers_submit(either: Store, queue: Queue, clock: Clo
     assert [await either.relay(order, queue.name, emitted) for _ in range(2)] == [2, 0]
     await either.forget(queue, [job.sequence for job in emitted])
     assert await either.outbox(queue, 10) == []
-    first, second = (f"demo.work-{job.sequence}" for job in emitted)
+    first, second = (emitted_id("demo.work", job.sequence) for job in emitted)
     assert await lease(either, order, "r.2") == [first]
     clock.ms += 7
     assert await lease(either, order, "r.3") == [second]
