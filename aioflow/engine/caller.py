@@ -120,19 +120,12 @@ class Caller:
 
         Where the line broke, they are sent once more, or what `again` has in their place.
         """
-
-        async def send() -> list[Any]:
-            replies = await wire.ask(again if repeated and again is not None else commands)
-            for reply in replies:
-                if isinstance(reply, Exception):
-                    raise reply
-            return replies
-
         loaded = repeated = False
         while True:
             sent = time.monotonic()
             try:
-                replies = await send()
+                replies = await wire.ask(again if repeated and again is not None else commands)
+                raise_refusal(replies)
             except driver.NoScriptError as error:
                 if loaded:
                     raise self._mapped(error, script.name) from error
@@ -196,6 +189,13 @@ class Caller:
         reason = tls.reason_of(error) or f"no answer within {ROUND_TRIP_SECONDS:g} s"
         self.line.down(error if str(error) == reason else OSError(reason))
         return StoreUnavailable(f"redis is away: {reason}")
+
+
+def raise_refusal(replies: list[Any]) -> None:
+    """Raise the first of the replies that is an error."""
+    for reply in replies:
+        if isinstance(reply, Exception):
+            raise reply
 
 
 def evalsha(script: Script, queue: Queue, words: Sequence[str | bytes]) -> Command:

@@ -65,7 +65,7 @@ class Coalescer(Generic[Item, Answer]):
         self._in_flight = 0
         self._ended = False
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._filled = asyncio.Event()
+        self._idle: deque[asyncio.Future[None]] = deque()  # of flights that wait for items
         self._emptied = asyncio.Event()
         self._emptied.set()
 
@@ -91,11 +91,11 @@ class Coalescer(Generic[Item, Answer]):
             raise StoreUnavailable(
                 f"{len(self._line)} items of {self._line_bytes} bytes wait to be sent to redis already; try again later"
             )
-        if not self._line:
-            self._filled.set()
-            self._emptied.clear()
         self._line.append((item, size, receiver))
         self._line_bytes += size
+        if len(self._line) == 1:
+            self._emptied.clear()
+            self._wake_one()
 
     async def run(self) -> None:
         """Flush until cancelled; `drain` first, or whoever still waits hears StoreUnavailable."""
@@ -111,10 +111,13 @@ class Coalescer(Generic[Item, Answer]):
 
     async def _fly(self) -> None:
         while True:
-            await self._filled.wait()
+            while not self._line:
+                idle: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                self._idle.append(idle)
+                await idle
             items, receivers = self._next_batch()
-            if not self._line:
-                self._filled.clear()
+            if self._line:
+                self._wake_one()
             self._in_flight += len(items)
             try:
                 await self._answer(items, receivers)
@@ -124,6 +127,11 @@ class Coalescer(Generic[Item, Answer]):
             self._in_flight -= len(items)
             if not len(self):
                 self._emptied.set()
+
+    def _wake_one(self) -> None:
+        """Another flight takes what is in the line; one that finds nothing would only be in the way of the first."""
+        if self._idle and not (idle := self._idle.popleft()).done():
+            idle.set_result(None)
 
     async def drain(self) -> None:
         """Wait until the line is empty and nothing is in flight."""

@@ -160,7 +160,8 @@ class SocketWire:
         self._idle: deque[Conversation] = deque()
         self._asking: set[Conversation] = set()
         self._connections = connections
-        self._free = asyncio.Semaphore(connections)
+        self._free = connections
+        self._waiting: deque[asyncio.Future[None]] = deque()  # first come, first served; empty where any is free
         self._deadlines: set[asyncio.Timeout] = set()  # of those who have no connection yet
         self._closed = False
 
@@ -172,14 +173,32 @@ class SocketWire:
         if self._closed:
             raise stopped()
         until = time.monotonic() + (seconds or ROUND_TRIP_SECONDS)
-        if self._free.locked():
-            await self._within(until, self._free.acquire())
+        if self._free:
+            self._free -= 1
         else:
-            await self._free.acquire()  # at once
+            await self._within(until, self._turn())
         try:
             return await self._ask(commands, until)
         finally:
-            self._free.release()
+            self._release()
+
+    async def _turn(self) -> None:
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if not turn.cancelled():
+                self._release()  # the turn had come
+            raise
+
+    def _release(self) -> None:
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self._free += 1
 
     async def _ask(self, commands: Sequence[Command], until: float) -> list[Any]:
         conversation = await self._take()
@@ -198,9 +217,10 @@ class SocketWire:
             raise
         finally:
             self._asking.discard(conversation)
-        if any(isinstance(reply, driver.ReadOnlyError) for reply in replies):
-            # A replica by now: the name of the host, or the Sentinels, may say where the primary is.
-            self._breaks.count += 1
+        for reply in replies:
+            if isinstance(reply, driver.ReadOnlyError):
+                # A replica by now: the name of the host, or the Sentinels, may say where the primary is.
+                self._breaks.count += 1
         self._idle.append(conversation)
         return replies
 
@@ -252,7 +272,10 @@ class SocketWire:
             if not deadline.expired():
                 deadline.reschedule(0.0)
         for _ in range(self._connections):
-            await self._free.acquire()
+            if self._free:
+                self._free -= 1
+            else:
+                await self._turn()
         while self._idle:
             await self._idle.pop().close(nowait=False)
 
