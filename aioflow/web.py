@@ -3,7 +3,8 @@
 Names only; they are made in `aioflow.ingress`.
 """
 
-from aioflow.ingress.app import id_of_key, json_body, json_response, read_json, read_wait
+from aioflow.ingress.answers import json_response
+from aioflow.ingress.app import id_of_key, json_body, read_json, read_wait
 from aioflow.ingress.openapi import openapi
 from aioflow.ingress.problems import Problem, message_of
 from aioflow.ingress.queries import (

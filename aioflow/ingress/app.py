@@ -17,13 +17,13 @@ import orjson
 from aiohttp import web
 
 from aioflow.errors import AioflowError, ConfigError, JobFailed
+from aioflow.ingress.answers import JSON, JsonAnswer, json_response
 from aioflow.ingress.openapi import PATH, openapi
 from aioflow.ingress.problems import Problem, problem_of
 from aioflow.job import Handle
 from aioflow.service import Route, Service, Task
 from aioflow.settings import Settings
 
-JSON = {"Content-Type": "application/json"}
 WAIT = re.compile(r"(?:^|[,;\s])wait=([0-9]{1,6})(?:$|[,;\s])", re.IGNORECASE)
 BODY_SECONDS = 60.0
 """What a body may take to come."""
@@ -84,7 +84,7 @@ def answer_problems(handler: Handler) -> Handler:
 
 async def healthz(_: web.Request) -> web.Response:
     """The process is up."""
-    return web.Response(body=b'{"status":"up"}', headers=JSON)
+    return JsonAnswer(body=b'{"status":"up"}', headers=JSON)
 
 
 def _readyz(runtime: RuntimeApi) -> Handler:
@@ -92,7 +92,7 @@ def _readyz(runtime: RuntimeApi) -> Handler:
         wrong = await runtime.ready()
         if wrong is not None:
             raise Problem(503, wrong)
-        return web.Response(body=b'{"status":"ready"}', headers=JSON)
+        return JsonAnswer(body=b'{"status":"ready"}', headers=JSON)
 
     return readyz
 
@@ -105,7 +105,7 @@ def _described(runtime: RuntimeApi) -> Handler:
         # Made when it is asked for, and in a thread: a tenth of a second for some dozen routes. Bounds may have more
         # than the 64 bits that orjson writes.
         told = told or await asyncio.to_thread(lambda: json.dumps(openapi(runtime.services.values())).encode())
-        return web.Response(body=told, headers=JSON)
+        return JsonAnswer(body=told, headers=JSON)
 
     return described
 
@@ -124,11 +124,6 @@ def _handler(route: Route, runtime: RuntimeApi) -> Handler:
         return answered if isinstance(answered, web.StreamResponse) else json_response(answered)
 
     return answer
-
-
-def json_response(body: Any, status: int = 200) -> web.Response:
-    """A value as a JSON answer."""
-    return web.Response(status=status, body=orjson.dumps(body), headers=JSON)
 
 
 class Submission:
@@ -175,9 +170,9 @@ class Submission:
             outcome = await self._outcome(handle, wait)
             if outcome is not None:
                 headers["Preference-Applied"] = f"wait={wait:g}"
-                return web.Response(status=200, body=outcome, headers=headers)
+                return JsonAnswer(status=200, body=outcome, headers=headers)
         # An id is hex here, or printable ASCII that needs no escapes.
-        return web.Response(
+        return JsonAnswer(
             status=202, body=b'{"status":"OK","tracking_id":"' + handle.id.encode() + b'"}', headers=headers
         )
 
