@@ -73,19 +73,21 @@ class Conversation(asyncio.Protocol):
     def __repr__(self) -> str:
         return f"<Conversation asked={self._asked} heard={len(self._replies)} lost={self.lost}>"
 
-    async def ask(self, commands: Sequence[Command], until: float) -> list[Any]:
-        """Send and read, until then by time.monotonic(). Whatever it raises, or cancelled: it is of no use any more.
+    async def ask(self, packed: bytes, count: int, until: float) -> list[Any]:
+        """Send so many commands and read, until then by time.monotonic().
+
+        Whatever it raises, or cancelled: it is of no use any more.
 
         Raises the driver's ConnectionError and InvalidResponse, and TimeoutError past the deadline.
         """
         if self.lost:
             raise driver.ConnectionError(CLOSED)
         self._answer = self._loop.create_future()
-        self._asked = len(commands)
+        self._asked = count
         self._due = until
         if self._timer is None or until < self._rings_at:
             self._set_timer(until)
-        self._transport.write(b"".join([pack_command(command) for command in commands]))
+        self._transport.write(packed)
         replies = await self._answer
         self._answer = None
         self._replies = []
@@ -103,13 +105,14 @@ class Conversation(asyncio.Protocol):
         """Close the connection."""
         if self._timer is not None:
             self._timer.cancel()
-        if self._answer is not None and self._answer.done() and not self._answer.cancelled():
+        if self._answer is not None and not self._answer.cancel() and not self._answer.cancelled():
             self._answer.exception()  # heard, or asyncio would complain of one that came beside a cancellation
         await self.connection.disconnect(nowait=nowait)
 
     def data_received(self, data: bytes) -> None:
         """As asyncio.Protocol's."""
         if self._answer is None or self._answer.done():
+            self.lost = True
             self._transport.abort()  # nobody asked for it, and it must not answer what is asked next
             return
         replies = self._replies
@@ -117,13 +120,13 @@ class Conversation(asyncio.Protocol):
             self._reader.feed(data)
             while (reply := self._reader.gets()) is not False:  # RESP2 has no booleans
                 replies.append(reply)
-        except driver.InvalidResponse as error:
-            self.end(error)
+        except Exception as error:  # noqa: BLE001 - the driver's classes of errors raise what they like
+            self.end(driver.InvalidResponse(f"the answer cannot be read: {error!r}"))
             return
-        if len(replies) == self._asked:
-            self._answer.set_result(replies)
-        elif len(replies) > self._asked:
+        if len(replies) > self._asked or (len(replies) == self._asked and self._reader.has_data()):
             self.end(driver.InvalidResponse("more replies came than commands were sent"))
+        elif len(replies) == self._asked:
+            self._answer.set_result(replies)
 
     def connection_lost(self, error: Exception | None) -> None:
         """As asyncio.Protocol's."""
@@ -172,13 +175,14 @@ class SocketWire:
         """
         if self._closed:
             raise stopped()
+        packed = b"".join([pack_command(command) for command in commands])
         until = time.monotonic() + (seconds or ROUND_TRIP_SECONDS)
         if self._free:
             self._free -= 1
         else:
             await self._within(until, self._turn())
         try:
-            return await self._ask(commands, until)
+            return await self._ask(packed, len(commands), until)
         finally:
             self._release()
 
@@ -200,7 +204,7 @@ class SocketWire:
                 return
         self._free += 1
 
-    async def _ask(self, commands: Sequence[Command], until: float) -> list[Any]:
+    async def _ask(self, packed: bytes, count: int, until: float) -> list[Any]:
         conversation = await self._take()
         if conversation is None:
             conversation = await self._within(until, self._connect())
@@ -209,7 +213,7 @@ class SocketWire:
             raise stopped()
         self._asking.add(conversation)
         try:
-            replies = await conversation.ask(commands, until)
+            replies = await conversation.ask(packed, count, until)
         except BaseException as error:
             # A reply may still be on its way: this connection is of no use any more.
             await conversation.close()
@@ -221,7 +225,10 @@ class SocketWire:
             if isinstance(reply, driver.ReadOnlyError):
                 # A replica by now: the name of the host, or the Sentinels, may say where the primary is.
                 self._breaks.count += 1
-        self._idle.append(conversation)
+        if self._closed:
+            await conversation.close()
+        else:
+            self._idle.append(conversation)
         return replies
 
     async def _take(self) -> Conversation | None:
@@ -234,6 +241,8 @@ class SocketWire:
         return None
 
     async def _connect(self) -> Conversation:
+        if self._closed:
+            raise stopped()
         made_after = self._breaks.count
         connection = self._pool.make_connection()
         try:
@@ -271,13 +280,13 @@ class SocketWire:
         for deadline in self._deadlines:
             if not deadline.expired():
                 deadline.reschedule(0.0)
+        while self._idle:
+            await self._idle.pop().close(nowait=False)
         for _ in range(self._connections):
             if self._free:
                 self._free -= 1
             else:
                 await self._turn()
-        while self._idle:
-            await self._idle.pop().close(nowait=False)
 
 
 class ClientWire:

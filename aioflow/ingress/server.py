@@ -60,6 +60,10 @@ class Ingress:
         closing = [asyncio.create_task(self._end(each), name="aioflow websocket close") for each in self._sockets]
         if closing:
             await asyncio.wait(closing)
+            # aiohttp reads nothing more from now on: their handlers would not hear the answers.
+            handlers = [each.task for each in self._sockets if each.task is not None]
+            if handlers:
+                await asyncio.wait(handlers, timeout=LAST_ANSWERS_SECONDS)
         await self._runner.cleanup()
 
     async def _note(self, _: web.Request, response: web.StreamResponse) -> None:
@@ -70,10 +74,13 @@ class Ingress:
     async def _end(websocket: web.WebSocketResponse) -> None:
         try:
             async with asyncio.timeout(CLOSE_SECONDS):
-                # Its close() ends the connection before the peer has answered, where a handler receives meanwhile: the
-                # peer may see one that was lost. The handler hears the answer, and has LAST_ANSWERS_SECONDS for it.
-                closing = websocket._writer if websocket._waiting else websocket  # noqa: SLF001
-                if closing is not None:
-                    await closing.close(code=WSCloseCode.GOING_AWAY, message=b"the server stops")
+                code, why = WSCloseCode.GOING_AWAY, b"the server stops"
+                if websocket._writer is not None and websocket._waiting:  # noqa: SLF001
+                    # Its close() would end the connection under the handler that receives, before the peer has
+                    # answered, and the peer may see one that was lost. That handler hears the answer.
+                    websocket._set_closed()  # noqa: SLF001 - or that answer would be answered again
+                    await websocket._writer.close(code, why)  # noqa: SLF001
+                else:
+                    await websocket.close(code=code, message=why)
         except (TimeoutError, OSError, RuntimeError) as error:
             log.debug("a websocket was not closed in good order: %r", error)

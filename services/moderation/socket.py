@@ -148,8 +148,8 @@ class Session:
             self._left = True
 
     async def _push(self, watch: Watch) -> None:
-        """Send what has come to the desk, and say what it holds no more."""
-        while not self._websocket.closed:
+        """Send what has come to the desk, and say what it holds no more; until it is cancelled or replaced."""
+        while True:
             await watch.changed.wait()
             watch.changed.clear()
             try:

@@ -53,11 +53,11 @@ BUGS = [
         "a wire that repeats by itself",
         wire.SocketWire,
         "ask",
-        "        return await self._ask(commands, until)\n",
+        "        return await self._ask(packed, len(commands), until)\n",
         "        try:\n"
-        "            return await self._ask(commands, until)\n"
+        "            return await self._ask(packed, len(commands), until)\n"
         "        except driver.ConnectionError:\n"
-        "            return await self._ask(commands, until)\n",
+        "            return await self._ask(packed, len(commands), until)\n",
         "lost replies",
     ),
     Bug(

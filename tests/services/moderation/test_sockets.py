@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import struct
 import time
 from typing import Any
 
 import pytest
-from aiohttp import WSCloseCode
+from aiohttp import WSCloseCode, web
 
+from aioflow.ingress.server import Ingress
 from services.moderation.declared import hub_of, service
 from services.moderation.socket import NOT_JOINED, REPLACED
 from tests.services.moderation.client import ANN, BEN, Api
 from tests.services.moderation.conftest import Serving
+from tests.serving import bound
 from tests.waiting import wait_until
 
 
@@ -196,6 +199,43 @@ async def test_the_stop_ends_open_websockets_in_good_order_and_soon(serving: Ser
             assert await desk.closed() == WSCloseCode.GOING_AWAY
         await closing
         assert time.monotonic() - began < 1.0
+
+
+async def test_a_stop_is_not_the_end_of_a_handler_but_of_its_messages() -> None:
+    """Of a peer that leaves the end of the connection to the server, as RFC 6455 has it (7.1.1)."""
+    heard: list[str] = []
+
+    async def listen(request: web.Request) -> web.WebSocketResponse:
+        websocket = web.WebSocketResponse()
+        await websocket.prepare(request)
+        try:
+            heard.extend([message.data async for message in websocket])
+            heard.append("the end")
+        except BaseException as error:
+            heard.append(repr(error))
+            raise
+        return websocket
+
+    application = web.Application()
+    application.router.add_get("/", listen)
+    ingress, listener = Ingress(application), bound()
+    await ingress.open(listener)
+    reader, writer = await asyncio.open_connection(*listener.getsockname()[:2])
+    writer.write(
+        b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+    )
+    await reader.readuntil(b"\r\n\r\n")
+    closing = asyncio.create_task(ingress.close())
+    kind, size, code = struct.unpack("!BBH", await reader.readexactly(4))
+    assert (kind, code) == (0x88, WSCloseCode.GOING_AWAY)
+    await reader.readexactly(size - 2)
+    mask = bytes(4)
+    writer.write(b"\x81\x82" + mask + b"hi" + b"\x88\x82" + mask + struct.pack("!H", code))
+    assert await reader.read() == b"", "the connection ends, and nothing is said after the close"
+    assert heard == ["hi", "the end"], "before the stop goes on"
+    await closing
+    writer.close()
 
 
 async def test_a_process_that_was_away_too_long_opens_its_desks_again(
