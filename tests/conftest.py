@@ -16,6 +16,20 @@ from tests.valkey import Valkey, running
 
 acl.install()
 
+TOLD = "told"
+"""The property of a test that is shown at the end of all, also of one that passes."""
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show what tests want to be known, such as the seed of a chaos run."""
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if getattr(report, "when", "") == "call":
+                told = [text for name, text in report.user_properties if name == TOLD]
+                if told:
+                    terminalreporter.section(report.nodeid.rpartition("::")[2])
+                    terminalreporter.write_line(told[-1])
+
 
 @pytest.fixture(scope="session")
 def valkey() -> Iterator[Valkey]:

@@ -1,4 +1,4 @@
-"""A TCP proxy between a client and a Valkey that can delay, stall, cut, refuse, and drop a reply after the write."""
+"""A TCP proxy between a client and a Valkey that delays, stalls, cuts, half-closes, refuses, and drops replies."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ class Loss:
     times: int
     cut: bool
     server_answered: asyncio.Event
+    half: bool = False
+    """Whether the connection is half-closed then."""
 
 
 @dataclass
@@ -29,6 +31,8 @@ class Strike:
     reply: bool
     """Whether it reaches the server, and its reply is lost; else it is lost itself. The connection is cut."""
     mark: bytes = b""
+    half: bool = False
+    """Whether it is half-closed in the place of the reply, and not cut."""
     seen: int = 0
 
     @property
@@ -62,6 +66,12 @@ class Link:
         for writer in (self.client, self.server):
             writer.transport.abort()
 
+    def half_close(self) -> None:
+        """End what the client reads, in order; what it writes still reaches the server."""
+        self.mute = True
+        if not self.client.is_closing():
+            self.client.write_eof()
+
 
 class Proxy:
     """Listens on a TCP port and forwards to a unix socket. What it does to the traffic may be changed at any time."""
@@ -80,6 +90,8 @@ class Proxy:
         """Seconds by which every chunk is late, in both directions."""
         self.refusing = False
         """Whether new connections are closed at once."""
+        self.lost = 0
+        """How many replies `lose_reply` has lost."""
 
     async def __aenter__(self) -> Self:
         self._listener = await asyncio.start_server(self._accept, "127.0.0.1", 0)
@@ -110,6 +122,11 @@ class Proxy:
         for link in list(self.links):
             link.cut()
 
+    def half_close(self) -> None:
+        """End what clients read from now on, on every connection."""
+        for link in self.links:
+            link.half_close()
+
     def stall(self) -> None:
         """From now on nothing gets through; connections stay open, and new ones are accepted."""
         self._flowing.clear()
@@ -128,12 +145,12 @@ class Proxy:
         self._losses.append(loss)
         return loss.server_answered
 
-    def strike(self, at: int, *, reply: bool, mark: bytes = b"") -> Strike:
+    def strike(self, at: int, *, reply: bool, mark: bytes = b"", half: bool = False) -> Strike:
         """Cut the connection of the `at`-th request from now on, before it is sent or before its `reply` arrives.
 
         A request is what a client writes at once: a command, or a batch of them. Another strike takes its place.
         """
-        self._strike = Strike(at, reply, mark)
+        self._strike = Strike(at, reply, mark, half)
         return self._strike
 
     def hold(self, mark: bytes, *, reply: bool) -> asyncio.Event:
@@ -178,12 +195,13 @@ class Proxy:
                 if self._strike is not None and self._strike.comes(chunk):
                     if not self._strike.reply:
                         break
-                    link.losing = Loss(b"", 0, True, asyncio.Event())
+                    link.losing = Loss(b"", 0, not self._strike.half, asyncio.Event(), self._strike.half)
                 link.last, window = chunk, tail + chunk
                 tail = window[-64:]
                 for loss in self._losses:
                     if loss.times > 0 and loss.mark in window:
                         loss.times -= 1
+                        self.lost += 1
                         link.losing = loss
                         tail = b""
                 link.server.write(chunk)
@@ -197,6 +215,8 @@ class Proxy:
                     link.losing.server_answered.set()
                     if link.losing.cut:
                         break
+                    if link.losing.half:
+                        link.half_close()
                     link.mute = True
                 self._holds(link.last, reply=True)
                 await self._hold()

@@ -37,10 +37,10 @@ class History:
     """All of it."""
 
     spans: list[Span] = field(default_factory=list)
-    deaths: dict[int, float] = field(default_factory=dict)
-    """By pid, when a process was killed."""
-    starts: dict[int, float] = field(default_factory=dict)
-    """By pid, when a runtime began to work."""
+    deaths: dict[int, list[float]] = field(default_factory=dict)
+    """By pid, when its processes were killed: in a long run the kernel gives a pid again."""
+    starts: list[tuple[int, float]] = field(default_factory=list)
+    """(pid, when) of each runtime that began to work."""
     began: float = field(default_factory=time.monotonic)
     """When the schedule did."""
 
@@ -59,18 +59,29 @@ class History:
             span.ended = time.monotonic()
 
     def died(self, pid: int) -> None:
-        """A process is dead; the first to say so is right."""
-        self.deaths.setdefault(pid, time.monotonic())
+        """A process is dead; it may be said again, a little later."""
+        self.deaths.setdefault(pid, []).append(time.monotonic())
+
+    def death(self, pid: int, since: float) -> float:
+        """When the process that had this pid then was killed; infinite where it was not."""
+        return min((at for at in self.deaths.get(pid, ()) if at >= since), default=math.inf)
+
+    def end_of(self, pid: int, began: float, ended: float | None) -> float:
+        """When something of a process ended, by its own account or with it; else it is taken to be a moment long."""
+        if ended is not None:
+            return ended
+        death = self.death(pid, began)
+        return began if math.isinf(death) else death
 
     def has_survivor(self, since: float, until: float, *, but: int) -> bool:
         """Whether another runtime worked all that time: not told to end, its loop not blocked for long."""
         return any(
             pid != but
             and start < since
-            and self.deaths.get(pid, math.inf) > until
+            and self.death(pid, start) > until
             and not any(span.began < until for span in self.spans if span.kind == END and span.pid == pid)
             and self.blocked_for(pid, since, until) < BLOCKED_LONG
-            for pid, start in self.starts.items()
+            for pid, start in self.starts
         )
 
     def blocked_for(self, pid: int, since: float, until: float) -> float:
@@ -80,7 +91,7 @@ class History:
 
     def is_disturbed(self, since: float, until: float, *, but: int) -> bool:
         """Whether anything but the death of that one process went wrong in that time, or shortly before."""
-        if any(since <= at <= until for pid, at in self.deaths.items() if pid != but):
+        if any(since <= at <= until for pid, deaths in self.deaths.items() if pid != but for at in deaths):
             return True
         return self.is_server_away(since, until) or any(
             span.meets(since, until) for span in self.spans if span.kind in (FREEZE, END) and span.pid != but

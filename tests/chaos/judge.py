@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -57,6 +58,7 @@ class Judge:
         if len(attempts) > 1:
             self._fences(attempts)
             self._leases_of(attempts)
+            self._repeats(attempts)
         if attempts[0].task in self._recovering:
             self._recovery(attempts)
 
@@ -83,11 +85,24 @@ class Judge:
             if not live or attempt.number > live[-1].number:
                 live.append(attempt)
         for before, after in pairwise(live):
-            ended = before.ended if before.ended is not None else self._history.deaths.get(before.pid, before.began)
+            ended = self._history.end_of(before.pid, before.began, before.ended)
             self._findings.judged["leases"] += 1
             stopped = self._history.is_stopped(before.pid, before.began - self._leases[before.task], ended)
             if after.began < ended - SLACK and not stopped:
                 self._findings.say("jobs with two live leases", [self._told(before, ended, after)])
+
+    def _repeats(self, attempts: Sequence[Attempt]) -> None:
+        """A handler that ended well is called again only where its acknowledgement may not have come through."""
+        for before, after in pairwise(attempts):
+            if before.ended is None or before.how != "done" or after.number <= before.number:
+                continue
+            self._findings.judged["repeats"] += 1
+            history, lease = self._history, self._leases[before.task]
+            if history.death(before.pid, before.ended) > after.began and not (
+                history.is_server_away(before.ended, after.began)
+                or history.is_stopped(before.pid, before.began - lease, after.began)
+            ):
+                self._findings.say("jobs that ran again after they had ended well", [before.job])
 
     def _told(self, before: Attempt, ended: float, after: Attempt) -> str:
         since = self._history.began
@@ -97,8 +112,8 @@ class Judge:
     def _recovery(self, attempts: Sequence[Attempt]) -> None:
         """What ran in a process that was killed starts again within its lease and a second."""
         for index, attempt in enumerate(attempts):
-            killed = self._history.deaths.get(attempt.pid)
-            if attempt.ended is not None or killed is None or killed < attempt.began:
+            killed = self._history.death(attempt.pid, attempt.began)
+            if attempt.ended is not None or math.isinf(killed):
                 continue
             limit = self._leases[attempt.task] + RECOVERED_IN
             if self._history.is_disturbed(killed, killed + limit, but=attempt.pid):

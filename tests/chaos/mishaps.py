@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import signal
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
@@ -18,6 +19,7 @@ from tests.chaos.server import STEPPED_IN
 from tests.chaos.work import LEASE
 from tests.chaos.world import HOUR, World
 from tests.serving import Serve
+from tests.waiting import wait_until
 
 Fault = Callable[[], Awaitable[str]]
 PAUSE = 0.5, 3.0
@@ -26,6 +28,8 @@ CALM = 4.0, LEASE + 1.5
 """Seconds before and after the kill whose aftermath nothing else may disturb."""
 ENDING = 4.0
 """Seconds in which a runtime that was told to ends."""
+CLOSE = 5
+"""Seconds within which a clock shows what it was set to."""
 SCRIPTS = ("submit", "claim", "settle", "relay", "renew", "reap")
 
 
@@ -51,7 +55,10 @@ class Mishaps:
             self.fill_the_disk: 1,
             self.crash_the_database: 1,
             self.cut_the_line: 2,
+            self.half_close_the_line: 1,
             self.stall_the_line: 1,
+            self.slow_the_line: 1,
+            self.refuse_connections: 1,
             self.lose_replies: 4,
             self.kill_clients: 1,
             self.flush_scripts: 1,
@@ -133,10 +140,19 @@ class Mishaps:
         """By an hour or two, forward or back."""
         server = self._world.server
         offset = self._drawn.choice([offset for offset in (-HOUR, 0, HOUR) if offset != server.offset])
-        with self._world.history.during(CLOCK):
-            server.step(offset)
-            await asyncio.sleep(STEPPED_IN)
+        await self.set_the_clock(offset)
         return f"to {offset:+d} s"
+
+    async def set_the_clock(self, offset: int) -> None:
+        """So many seconds off, until it shows that."""
+
+        async def stepped() -> bool:
+            shown, _ = await self._asked("TIME")
+            return bool(abs(int(shown) - time.time() - offset) < CLOSE)
+
+        with self._world.history.during(CLOCK):
+            self._world.server.step(offset)
+            await wait_until(stepped, 3 * STEPPED_IN)
 
     async def fill_the_disk(self) -> str:
         """The server ends by design; nothing is accepted until it is started again, with room."""
@@ -144,10 +160,10 @@ class Mishaps:
         with self._world.history.during(SERVER):
             await asyncio.to_thread(server.start_on_a_small_disk)
             code = await server.wait_for_a_full_disk()
-            if code == 0:
-                self.wrong.append("the server ended in order on a full disk")
+            if not code:
+                self.wrong.append(f"the server on a full disk ended with {code}")
             told = await self._asked_to_pay()
-            if code is not None and not told <= {503, 0}:
+            if not {503} <= told <= {503, 0}:
                 self.wrong.append(f"submits without a server were answered by {told}")
             await asyncio.to_thread(server.make_room)
         return f"exit {code}, submits answered {sorted(told)}"
@@ -180,6 +196,29 @@ class Mishaps:
         self._world.proxy.cut()
         return ""
 
+    async def half_close_the_line(self) -> str:
+        """The server's side says goodbye, and still takes what is written to it."""
+        self._brief(LINE)
+        self._world.proxy.half_close()
+        return ""
+
+    async def slow_the_line(self) -> str:
+        """Each part of a request or of a reply takes its time."""
+        with self._world.history.during(LINE):
+            self._world.proxy.delay = self._drawn.uniform(0.01, 0.3)
+            await asyncio.sleep(self._drawn.uniform(1.0, 4.0))
+            self._world.proxy.delay = 0.0
+        return ""
+
+    async def refuse_connections(self) -> str:
+        """Those that there were are cut, and there are no others."""
+        with self._world.history.during(LINE):
+            self._world.proxy.refusing = True
+            self._world.proxy.cut()
+            await asyncio.sleep(self._drawn.uniform(0.2, 2.0))
+            self._world.proxy.refusing = False
+        return ""
+
     async def stall_the_line(self) -> str:
         """Nothing comes through, and nothing breaks."""
         with self._world.history.during(LINE):
@@ -208,8 +247,12 @@ class Mishaps:
         """At maxmemory submits are refused, and the rest goes on."""
         with self._world.history.during(SERVER):
             await self._asked("CONFIG", "SET", "maxmemory", "1mb")
+            told = await self._asked_to_pay()
+            if not {503} <= told <= {503, 0}:
+                self.wrong.append(f"submits to a server that is full were answered by {told}")
             await asyncio.sleep(self._drawn.uniform(0.2, 1.0))
-            return str(await self._asked("CONFIG", "SET", "maxmemory", "0"))
+            await self._asked("CONFIG", "SET", "maxmemory", "0")
+        return f"submits answered {sorted(told)}"
 
     def _brief(self, kind: str) -> None:
         with self._world.history.during(kind):

@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+REFUSED = "refused"
+"""The kind of what was no receipt: an answer that nothing excuses, "name:status"."""
+
 
 @dataclass(frozen=True, slots=True)
 class Receipt:

@@ -6,6 +6,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+LONG = 5.0
+"""Minutes within which each promise has been put to the test."""
+SHOWN = ("attempts", "order", "fences", "leases", "delays", "recoveries", "repeats")
+
 
 @dataclass
 class Report:
@@ -19,6 +23,9 @@ class Report:
     process_kills: int = 0
     memory_kills: int = 0
     server_kills: int = 0
+    replies_lost: int = 0
+    died_of_kills: int = 0
+    """Payments whose process was killed under them as often as it may be: dead, as they should."""
     faults: Counter[str] = field(default_factory=Counter)
     left_out: dict[str, str] = field(default_factory=dict)
     lost: int = 0
@@ -37,6 +44,13 @@ class Report:
         """The command that draws the same schedule again."""
         return f"python -m tests.chaos --minutes {self.minutes:g} --seed {self.seed} --pace {self.pace:g}"
 
+    def nothing_shown(self) -> list[str]:
+        """What a run has to have had, or its silence shows nothing."""
+        looked_at = ("attempts", "order") if self.minutes < LONG else SHOWN
+        missing = [f"no {kind} was accepted" for kind in ("order", "payment", "wait") if not self.accepted[kind]]
+        missing += [f"no {what} were looked at" for what in looked_at if not self.judged[what]]
+        return missing if self.process_kills else [*missing, "no process was killed"]
+
     def told(self) -> dict[str, Any]:
         """As JSON has it."""
         return {"again": self.again, "accepted_in_all": self.accepted.total(), **vars(self)}
@@ -51,7 +65,8 @@ class Report:
             f"accepted:  {self.accepted.total():,} jobs for which a submitter holds a receipt ({accepted})",
             f"emitted:   {self.emitted:,} more jobs, by the handlers of these",
             f"killed:    {self.process_kills} processes, {self.memory_kills} of them for their memory",
-            f"           {self.server_kills} times the server",
+            f"           {self.server_kills} times the server; {self.replies_lost} replies were lost",
+            f"           {self.died_of_kills} payments are dead of that, as they should",
             f"faults:    {faults}",
             *(f"left out:  {name}: {why}" for name, why in self.left_out.items()),
             f"looked at: {judged}; slowest recovery {self.slowest_recovery_seconds:.2f} s",

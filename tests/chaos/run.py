@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import json
 import os
+import re
 import signal
 import time
 from collections import Counter
@@ -15,12 +16,11 @@ from aioflow import AioflowError, Handle, Runtime
 from services.payments.api import service as payments
 from tests.chaos import ledger
 from tests.chaos.check import TASKS, Check, rows_of
-from tests.chaos.history import BLOCK, CLOCK, FREEZE, Span
+from tests.chaos.history import BLOCK, FREEZE, Span
 from tests.chaos.judge import Findings, Judge
 from tests.chaos.mishaps import Mishaps
-from tests.chaos.receipts import Receipt
+from tests.chaos.receipts import REFUSED, Receipt
 from tests.chaos.report import Report
-from tests.chaos.server import STEPPED_IN
 from tests.chaos.work import archive, books, die, eat, shop, step, stock
 from tests.chaos.world import NAMESPACE, RUNTIMES, World
 from tests.waiting import wait_until
@@ -117,13 +117,13 @@ class Run:
             process, submitter.process = submitter.process, None  # nobody starts it again
             world.signal(process, signal.SIGTERM)
             assert process is not None
-            await asyncio.to_thread(process.wait, 30)
-            self._receipts += submitter.receipts()
+            self._ended("submitters", await asyncio.to_thread(process.wait, 30), submitter.said)
+            receipts = list(submitter.receipts())
+            self._findings.say("submitters without a receipt", [] if receipts else [submitter.said])
+            self._receipts += receipts
         if world.server.offset < world.server.latest:
             # What was put off by a clock that was fast is due by that clock only.
-            with world.history.during(CLOCK):
-                world.server.step(world.server.latest)
-                await asyncio.sleep(STEPPED_IN)
+            await self._faults.set_the_clock(world.server.latest)
 
         async def settled() -> bool:
             try:
@@ -145,14 +145,22 @@ class Run:
             process, served.process = served.process, None
             self._world.signal(process, signal.SIGTERM)
             assert process is not None
-            code = await asyncio.to_thread(process.wait, 30)
-            if code:
-                self._findings.say("runtimes that did not end in order after the calm", [f"exit code {code}"])
-            if "Traceback" in served.said:
-                self._findings.say("runtimes with a traceback in their log", [excerpt(served.said)])
+            self._ended("runtimes", await asyncio.to_thread(process.wait, 30), served.said)
+            weak = [means for means in re.findall(r"receipts mean (.*)", served.said) if means != "fsync"]
+            self._findings.say("runtimes whose receipts promise less than fsync", weak)
+        self._findings.say("processes that ended by themselves", self._world.exits)
+
+    def _ended(self, whose: str, code: int, said: str) -> None:
+        if code:
+            self._findings.say(f"{whose} that did not end in order after the calm", [f"exit code {code}"])
+        if "Traceback" in said:
+            self._findings.say(f"{whose} with a traceback in their log", [excerpt(said)])
 
     async def _check(self, runtime: Runtime) -> None:
+        refused = [receipt.name for receipt in self._receipts if receipt.kind == REFUSED]
+        self._findings.say("submits that were refused, and not for now", refused)
         names: dict[str, list[str]] = {"order": [], "payment": [], "wait": [], "die": [], "eat": []}
+        self._receipts = [receipt for receipt in self._receipts if receipt.kind != REFUSED]
         for receipt in self._receipts:
             names[receipt.kind].append(receipt.name)
         weak = [f"{one.name} ({one.durability})" for one in self._receipts if one.durability not in ("fsync", "http")]
@@ -161,27 +169,27 @@ class Run:
         world, report = self._world, self.report
         filed = await asyncio.to_thread(world.database.run, "SELECT name FROM orders", world.archive)
         await check.all(await asyncio.to_thread(rows_of, world.books), [name for (name,) in filed])
-        await asyncio.to_thread(self._judge)
+        await asyncio.to_thread(self._judge, check.done)
         report.accepted = Counter({kind: len(of_kind) for kind, of_kind in names.items()})
         report.emitted, report.lost, report.doubled = check.emitted, check.lost, check.doubled
         report.process_kills, report.memory_kills = world.process_kills, world.memory_kills
         report.server_kills, report.left_out = self._faults.server_kills, self._faults.left_out
+        report.replies_lost, report.died_of_kills = world.proxy.lost, check.excused
         report.judged = self._findings.judged
         report.slowest_recovery_seconds = round(self._findings.slowest_recovery, 3)
         report.stalls = len(ledger.read_spans(world.ledger, ledger.STALLS))
-        report.wrong = [*self._faults.wrong, *self._findings.lines()]
+        report.wrong = [*self._faults.wrong, *self._findings.lines(), *report.nothing_shown()]
         if report.wrong:
             report.evidence = str(world.folder)
-            told = json.dumps(dataclasses.asdict(world.history), indent=1)
-            await asyncio.to_thread((world.folder / "history.json").write_text, told)
+            for name, told in (("history", dataclasses.asdict(world.history)), ("report", report.told())):
+                await asyncio.to_thread((world.folder / f"{name}.json").write_text, json.dumps(told, indent=1))
 
-    def _judge(self) -> None:
+    def _judge(self, done: dict[str, set[str]]) -> None:
         world = self._world
         for name, kind in ((ledger.BLOCKS, BLOCK), (ledger.STALLS, FREEZE)):
             for pid, began, ended in ledger.read_spans(world.ledger, name):
-                until = ended if ended is not None else world.history.deaths.get(pid, began)
-                world.history.spans.append(Span(kind, began, until, pid))
-        world.history.starts = {pid: at for pid, at, _ in ledger.read_spans(world.ledger, ledger.STARTS)}
+                world.history.spans.append(Span(kind, began, world.history.end_of(pid, began, ended), pid))
+        world.history.starts = [(pid, at) for pid, at, _ in ledger.read_spans(world.ledger, ledger.STARTS)]
         leases = {task.full_name: task.options.lease for task in TASKS}
         judge = Judge(self._findings, world.history, leases, RECOVERING)
         delayed = {receipt.name: receipt for receipt in self._receipts if receipt.due}
@@ -189,10 +197,15 @@ class Run:
         for part in range(ledger.PARTS):
             for (task, job), attempts in ledger.read(world.ledger, part).items():
                 judge.job(attempts)
+                if any(attempt.how == "done" for attempt in attempts):
+                    done[task].discard(job)
                 if task == "shop.sell" and job in delayed:
                     judge.delay(attempts[0], delayed[job].submitted, delayed[job].due)
                 if task == "shop.step":
                     steps.append((attempts[0].began, job))
+        for task in TASKS:
+            if task.service is not payments:  # which keeps no ledger of attempts
+                self._findings.say(f"done jobs of {task.full_name} that no handler ended well", done[task.full_name])
         self._judge_order(judge, [job for _, job in sorted(steps)])
 
     def _judge_order(self, judge: Judge, started: Iterable[str]) -> None:

@@ -1,7 +1,7 @@
 """`python -m tests.chaos.submitter`: a process that submits until it is ended, and notes each receipt it was given.
 
-Whatever has no receipt is submitted again under the same name. Orders go through a runtime of its own, payments over
-HTTP.
+Whatever has no receipt is submitted again under the same name, where the server was away, full or too slow; any other
+refusal is noted. Orders go through a runtime of its own, payments over HTTP.
 """
 
 from __future__ import annotations
@@ -11,20 +11,24 @@ import asyncio
 import os
 import random
 import signal
+import sys
 import time
 from typing import Any
 
 import aiohttp
 import uvloop
 
-from aioflow import AioflowError, Runtime
+from aioflow import QueueFull, Runtime, StoreUnavailable
 from tests.chaos import receipts
+from tests.chaos.receipts import REFUSED
 from tests.chaos.work import Order, die, eat, sell, shop, wait
 
 DEEDS = ["fail"] * 20 + ["sleep"] * 5 + ["block"] * 2
 """Of a thousand orders."""
 WAITING = 0.3
 """Seconds from one waiting job to the next."""
+LATER = (429, 503)
+"""Answers that ask to try again."""
 PAUSE = 0.05
 """Seconds before somebody who got no receipt asks again."""
 HOLDING = 0.0001
@@ -82,7 +86,7 @@ class Submitter:
         while not self.ending.is_set():
             try:
                 await runtime.submit(task, payload, id=name, delay=delay, priority=priority)
-            except AioflowError:
+            except (StoreUnavailable, QueueFull):
                 await asyncio.sleep(PAUSE)
             else:
                 due = first + delay if delay else 0.0
@@ -101,14 +105,16 @@ class Submitter:
             await asyncio.sleep(max(0.0, due - time.monotonic()))
 
     async def _post(self, session: aiohttp.ClientSession, name: str) -> bool:
-        body = {"payer_id": f"payer-{self._number % 50}", "recipient_id": "shop", "amount": 100}
+        payer = int(name.rpartition("-")[2]) % 50  # the same whenever it is sent again
+        body = {"payer_id": f"payer-{payer}", "recipient_id": "shop", "amount": 100}
         url = f"http://127.0.0.1:{self._drawn.choice(self._ports)}/payments"
         try:
             async with session.post(url, json=body, headers={"Idempotency-Key": name}) as answer:
-                if answer.status != 202:
-                    return False
-                receipts.write(self._log, "payment", (await answer.json())["tracking_id"], "http")
-                return True
+                if answer.status == 202:
+                    receipts.write(self._log, "payment", (await answer.json())["tracking_id"], "http")
+                elif answer.status not in LATER:
+                    receipts.write(self._log, REFUSED, f"{name}:{answer.status}", "http")
+                return answer.status == 202
         except (aiohttp.ClientError, TimeoutError):
             return False
 
@@ -139,7 +145,10 @@ def main() -> None:
     options.add_argument("--submitters", type=int, default=20)
     options.add_argument("--pace", type=float, default=0.1)
     options.add_argument("--deadly", type=float, default=0.0)
-    uvloop.run(run(options.parse_args()))
+    try:
+        uvloop.run(run(options.parse_args()))
+    except StoreUnavailable as error:  # at the start: it is started again
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

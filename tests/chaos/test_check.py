@@ -45,6 +45,8 @@ COMMANDS = [
     ("jobs booked more than once", f"HINCRBY {BOOKS}:d:booked another 2"),
     ("payments with two outcomes", f"ZADD {PAYMENTS}:d:api_errors 1 {PAID}"),
     ("not what the gateway's ledger says", f'HSET {PAYMENTS}:d:gateway_ledger {PAID} {{"txn_id":"other"}}'),
+    ("amiss in the timeline successful_txns", f"ZADD {PAYMENTS}:d:successful_txns 1 ghost"),
+    ("amiss in the timeline payments_made_by:a", f"DEL {PAYMENTS}:d:payments_made_by:a"),
     ("charges in the gateway's ledger", f'HSET {PAYMENTS}:d:gateway_ledger ghost {{"txn_id":"other"}}'),
     ("queues with ready left", f"ZADD {SHOP}:q:sell:ready 1 {BOOKED}"),
     ("queues with claims left", f"HSET {SHOP}:q:sell:claims {BOOKED} -:1:0:0:1"),

@@ -14,18 +14,19 @@ from tests.chaos.ledger import Attempt
 TASK = "shop.sell"
 
 
-def attempt(number: int, began: float, ended: float | None, *, pid: int = 1, token: str = "") -> Attempt:
-    return Attempt(TASK, "order", number, token or f"r{pid}.{number}", pid, began, ended)
+def attempt(number: int, began: float, ended: float | None, *, pid: int = 1, token: str = "", how: str = "") -> Attempt:
+    return Attempt(TASK, "order", number, token or f"r{pid}.{number}", pid, began, ended, how)
 
 
+WELL, AGAIN = attempt(1, 10.0, 10.1, how="done"), attempt(2, 11.2, 11.3, pid=2, how="done")
 FIRST, KILLED = attempt(1, 10.0, 11.0), attempt(1, 10.0, None)
-GONE = {1: 10.5}
+GONE = {1: [10.5]}
 """The first process was killed then."""
 STEP = Span(CLOCK, 9.0, 9.5)
 
 LEDGERS = [
     ("two live leases", [FIRST, attempt(2, 10.5, 10.6, pid=2)], History()),
-    ("two live leases", [attempt(1, 10.0, None), attempt(2, 10.5, 10.6, pid=2)], History(deaths={1: 12.0})),
+    ("two live leases", [attempt(1, 10.0, None), attempt(2, 10.5, 10.6, pid=2)], History(deaths={1: [12.0]})),
     ("two live leases", [FIRST, attempt(2, 10.5, 10.6, pid=2)], History([Span(BLOCK, 10.0, 11.0, 1)])),
     ("", [FIRST, attempt(2, 10.5, 10.6, pid=2)], History([Span(FREEZE, 9.5, 10.9, 1)])),
     ("", [FIRST, attempt(2, 10.5, 10.6, pid=2)], History([Span(BLOCK, 10.0, 11.0, 1), Span(SERVER, 9.0, 9.5)])),
@@ -39,6 +40,12 @@ LEDGERS = [
         History([Span(FREEZE, 9.0, 10.49, 2)]),
     ),
     ("twice under one token", [FIRST, attempt(2, 12.0, 12.1, pid=2, token="r1.1")], History()),
+    ("ran again after they had ended well", [WELL, AGAIN], History()),
+    ("ran again after they had ended well", [WELL, AGAIN], History([Span(SERVER, 5.0, 6.0)], {1: [11.5], 2: [10.2]})),
+    ("", [WELL, AGAIN], History(deaths=GONE)),
+    ("", [WELL, AGAIN], History([Span(SERVER, 10.0, 10.2)])),
+    ("", [WELL, AGAIN], History([Span(FREEZE, 10.0, 12.0, 1)])),
+    ("", [attempt(1, 10.0, 10.1, how="ValueError"), AGAIN], History()),
     ("did not start again within 2 s", [KILLED, attempt(2, 12.6, 12.7, pid=2)], History(deaths=GONE)),
     ("never started again", [KILLED], History(deaths=GONE)),
     ("", [KILLED, attempt(2, 12.4, 12.5, pid=2)], History(deaths=GONE)),
@@ -46,15 +53,15 @@ LEDGERS = [
     ("", [KILLED, attempt(2, 12.6, 12.7, pid=2)], History([STEP], GONE)),
     ("", [KILLED, attempt(2, 12.6, 12.7, pid=2)], History([Span(BLOCK, 10.0, 11.9, 2)], GONE)),
     ("again within 2 s", [KILLED, attempt(2, 12.6, 12.7, pid=2)], History([Span(BLOCK, 10.4, 10.7, 2)], GONE)),
-    ("", [KILLED, attempt(2, 12.6, 12.7, pid=2)], History(deaths={**GONE, 2: 11.0})),
-    ("", [KILLED, attempt(2, 12.6, 12.7, pid=3)], History(deaths={**GONE, 2: 9.0})),
+    ("", [KILLED, attempt(2, 12.6, 12.7, pid=2)], History(deaths={**GONE, 2: [11.0]})),
+    ("", [KILLED, attempt(2, 12.6, 12.7, pid=3)], History(deaths={**GONE, 2: [9.0]})),
 ]
 
 
 def judged(history: History | None = None) -> tuple[Judge, Findings]:
     findings = Findings()
     history = history or History()
-    history.starts = {1: 1.0, 2: 1.0}
+    history.starts = [(1, 1.0), (2, 1.0)]
     return Judge(findings, history, {TASK: 1.0}, [TASK]), findings
 
 
@@ -69,6 +76,13 @@ def test_a_broken_promise_of_leases_is_named(words: str, attempts: list[Attempt]
     judge, findings = judged(history)
     judge.job(attempts)
     assert_named(findings, words)
+
+
+def test_a_pid_may_be_given_again() -> None:
+    judge, findings = judged(History(deaths={1: [5.0, 10.5], 2: [9.0]}))
+    judge._history.starts += [(1, 6.0), (2, 9.5)]
+    judge.job([KILLED, attempt(2, 12.6, 12.7, pid=2)])
+    assert_named(findings, "did not start again within 2 s")
 
 
 @pytest.mark.parametrize(

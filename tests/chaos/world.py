@@ -38,7 +38,8 @@ class Submitting:
         self._number = number
         self._command = command
         self._log = folder / f"receipts-{number}"
-        self._said = (folder / f"submitter-{number}.log").open("ab")
+        self._out = folder / f"submitter-{number}.log"
+        self._err = self._out.open("ab")
         self._lives = 0
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -47,8 +48,13 @@ class Submitting:
         self._lives += 1
         life = f"s{self._number}l{self._lives}"
         self.process = subprocess.Popen(
-            [*self._command, "--log", str(self._log), "--life", life], cwd=ROOT, stdout=self._said, stderr=self._said
+            [*self._command, "--log", str(self._log), "--life", life], cwd=ROOT, stdout=self._err, stderr=self._err
         )
+
+    @property
+    def said(self) -> str:
+        """Standard output and error of all its lives."""
+        return self._out.read_text()
 
     def receipts(self) -> Iterator[Receipt]:
         """All that its lives were given."""
@@ -59,7 +65,7 @@ class Submitting:
         if self.process is not None and self.process.poll() is None:
             self.process.kill()
             self.process.wait()
-        self._said.close()
+        self._err.close()
 
 
 class World:
@@ -76,6 +82,8 @@ class World:
         self.runtimes: list[Serve] = []
         self.submitters: list[Submitting] = []
         self.ports: list[int] = []
+        self.exits: list[str] = []
+        """Processes that ended by themselves, and not in order, where the server was there."""
         self.process_kills = 0
         self.memory_kills = 0
         self.losses: Span | None = None
@@ -153,6 +161,8 @@ class World:
                     if kept.process.returncode == -signal.SIGKILL:
                         self.history.died(kept.process.pid)
                         self.process_kills += 1
+                    elif kept.process.returncode and not self.history.is_server_away(*(time.monotonic(),) * 2):
+                        self.exits.append(f"{type(kept).__name__} with exit code {kept.process.returncode}")
                     kept.spawn()
             for runtime in self.runtimes:
                 if runtime.process is not None and memory_of(runtime.process.pid) > MOST_MEMORY:

@@ -137,8 +137,9 @@ async def nobody_is_called(name: str, near: Store) -> bool:
     return all(client["name"] != name for client in await near.redis.client_list())
 
 
+@pytest.mark.parametrize("half", [False, True], ids=["cut", "half-closed"])
 async def test_a_reply_that_is_lost_is_asked_for_again_where_the_header_allows_it(
-    durable_valkey: Valkey, near: Store, namespace: str
+    durable_valkey: Valkey, near: Store, namespace: str, half: bool
 ) -> None:
     for call in CALLS:
         async with rigged(durable_valkey, near, f"{namespace}.{call.name}") as plain:
@@ -146,15 +147,15 @@ async def test_a_reply_that_is_lost_is_asked_for_again_where_the_header_allows_i
             await plain.goes_on()
             expected = await plain.state()
         async with rigged(durable_valkey, near, f"{namespace}.{call.name}.lost") as rig:
-            await lose_a_reply(rig, call)
+            await lose_a_reply(rig, call, half=half)
             await rig.goes_on()
             assert await rig.state() == expected, f"{call.name}: not as if it had been made once"
 
 
-async def lose_a_reply(rig: Rig, call: Call) -> None:
+async def lose_a_reply(rig: Rig, call: Call, *, half: bool = False) -> None:
     """Lose the reply once; the server's count, and the answer, must be what the table says."""
     before = await rig.runs(call.command)
-    strike = rig.proxy.strike(1, reply=True, mark=call.command.upper().encode())
+    strike = rig.proxy.strike(1, reply=True, mark=call.command.upper().encode(), half=half)
     try:
         answer = await call.send(rig.far, rig.queue)
     except StoreUnavailable:
@@ -183,6 +184,21 @@ async def test_a_request_that_is_cut_off_is_sent_again_where_the_header_allows_i
             ran = await rig.runs(call.command) - before
             assert ran == call.runs - 1, f"the server ran {call.name} {ran} times"
             await rig.goes_on()
+
+
+async def test_what_was_half_closed_while_it_was_idle_is_not_used_again(
+    durable_valkey: Valkey, near: Store, namespace: str
+) -> None:
+    async with rigged(durable_valkey, near, namespace) as rig:
+        await rig.goes_on()
+        assert len(rig.proxy.links) == 2, "that of the driver's commands, and that of the scripts"
+        rig.proxy.half_close()
+        await wait_until(lambda: len(rig.proxy.links) == 1)  # the driver looks when it takes it
+        for call in CALLS:
+            if call.name in {"outbox", "forget", "claim"}:  # which are never sent again
+                before = await rig.runs(call.command)
+                await call.send(rig.far, rig.queue)
+                assert await rig.runs(call.command) == before + 1, call.name
 
 
 @pytest.mark.parametrize("answered", [False, True], ids=["before the server has it", "before its answer is here"])
