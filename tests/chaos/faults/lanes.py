@@ -187,6 +187,20 @@ async def stop_once(world: World, method: str, kind: Kind, number: int) -> bool:
     return fault.happened
 
 
+async def fail_a_stop(world: World, method: str, kind: Kind) -> None:
+    """A runtime that stops while a handler runs, and whose call of the method comes to nothing; its heir goes on."""
+    shop = world.shop()
+    async with Runtime(shop.services, redis=world.valkey.url, namespace=shop.namespace, grace=0.0) as runtime:
+        handle = await Walk(shop, runtime, 0).leave_running()
+        fault = FaultyStore.faults[f"aioflow:{runtime.id}"] = Fault(method, 1, kind)
+    assert fault.happened, method
+    await world.left(runtime)
+    async with Runtime(shop.services, redis=world.valkey.url, namespace=shop.namespace) as heir:
+        walk = Walk(shop, heir, 0)
+        await heir.handle(shop.sell, handle.id).cancel()
+        await noted(repr(fault), walk.check(restarted=True))
+
+
 async def nothing_leased(shop: Shop) -> None:
     """A runtime that stopped in order has given back what it held."""
     for task in TASKS:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 
 from tests.chaos.faults.conftest import ALL
-from tests.chaos.faults.lanes import World, stop_all, store_fault, together, walk_all
+from tests.chaos.faults.lanes import World, fail_a_stop, stop_all, store_fault, together, walk_all
 from tests.chaos.faults.store import METHODS, Kind
 
 pytestmark = pytest.mark.usefixtures("faulty")
@@ -45,3 +45,9 @@ async def test_a_call_that_fails_or_is_cancelled_in_loses_and_doubles_nothing(wo
 async def test_a_runtime_that_stops_in_any_call_leaves_all_to_its_heir(world: World, kind: Kind) -> None:
     methods = set(METHODS) - ALWAYS - (set() if ALL else READS)
     await together(*(stop_all(world, method, kind, lane=lane, lanes=2) for method in methods for lane in range(2)))
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("kind", [Kind.LOST, Kind.UNANSWERED], ids=lambda kind: kind.name)
+async def test_a_stop_whose_own_calls_fail_leaves_all_to_its_heir(world: World, kind: Kind) -> None:
+    await together(*(fail_a_stop(world, method, kind) for method in AT_THE_STOP))
