@@ -146,8 +146,6 @@ class Run:
             self._world.signal(process, signal.SIGTERM)
             assert process is not None
             self._ended("runtimes", await asyncio.to_thread(process.wait, 30), served.said)
-            weak = [means for means in re.findall(r"receipts mean (.*)", served.said) if means != "fsync"]
-            self._findings.say("runtimes whose receipts promise less than fsync", weak)
         self._findings.say("processes that ended by themselves", self._world.exits)
 
     def _ended(self, whose: str, code: int, said: str) -> None:
@@ -155,16 +153,21 @@ class Run:
             self._findings.say(f"{whose} that did not end in order after the calm", [f"exit code {code}"])
         if "Traceback" in said:
             self._findings.say(f"{whose} with a traceback in their log", [excerpt(said)])
+        weak = [means for means in re.findall(r"receipts mean (.*)", said) if means != "fsync"]
+        self._findings.say(f"{whose} whose receipts promise less than fsync", weak)
 
-    async def _check(self, runtime: Runtime) -> None:
-        refused = [receipt.name for receipt in self._receipts if receipt.kind == REFUSED]
-        self._findings.say("submits that were refused, and not for now", refused)
-        names: dict[str, list[str]] = {"order": [], "payment": [], "wait": [], "die": [], "eat": []}
-        self._receipts = [receipt for receipt in self._receipts if receipt.kind != REFUSED]
+    def _named(self) -> dict[str, list[str]]:
+        """The names of all that was accepted, by kind."""
+        names: dict[str, list[str]] = {"order": [], "payment": [], "wait": [], "die": [], "eat": [], REFUSED: []}
         for receipt in self._receipts:
             names[receipt.kind].append(receipt.name)
+        self._findings.say("submits that were refused, and not for now", names.pop(REFUSED))
         weak = [f"{one.name} ({one.durability})" for one in self._receipts if one.durability not in ("fsync", "http")]
         self._findings.say("receipts that promise less than fsync", weak)
+        return names
+
+    async def _check(self, runtime: Runtime) -> None:
+        names = self._named()
         check = Check(runtime, names, self._findings)
         world, report = self._world, self.report
         filed = await asyncio.to_thread(world.database.run, "SELECT name FROM orders", world.archive)

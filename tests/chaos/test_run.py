@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.chaos.mishaps import Mishaps
+from tests.chaos.receipts import REFUSED, Receipt
 from tests.chaos.report import SHOWN, Report
 from tests.chaos.run import Run, new_seed
 from tests.chaos.world import World
@@ -33,6 +34,28 @@ def test_a_run_in_which_nothing_happened_has_shown_nothing() -> None:
     report.judged.update(dict.fromkeys(SHOWN, 1))
     report.process_kills = 1
     assert not report.nothing_shown()
+
+
+async def test_receipts_and_ends_that_are_not_as_they_should_be_are_named() -> None:
+    run = Run(1, 30)
+    try:
+        run._receipts = [Receipt("order", "a", "fsync"), Receipt("payment", "b", "http")]
+        assert run._named()["order"] == ["a"]
+        run._ended("runtimes", 0, "aioflow serves shop, receipts mean fsync\n")
+        assert not run._findings.lines()
+        run._receipts += [Receipt("order", "c", "memory"), Receipt(REFUSED, "d:409", "http")]
+        assert run._named()["order"] == ["a", "c"]
+        said = "aioflow serves shop, receipts mean memory\nTraceback (most recent call last):\n  here\nValueError: no\n"
+        run._ended("runtimes", 1, said)
+        assert run._findings.lines() == [
+            "1 submits that were refused, and not for now: d:409",
+            "1 receipts that promise less than fsync: c (memory)",
+            "1 runtimes that did not end in order after the calm: exit code 1",
+            "1 runtimes with a traceback in their log: 1, the first: ValueError: no",
+            "1 runtimes whose receipts promise less than fsync: memory",
+        ]
+    finally:
+        await run._world.close()
 
 
 async def test_a_seed_draws_one_schedule() -> None:
