@@ -403,7 +403,8 @@ class Runtime(Client):
             self._clock.unfollow(self._clock_moved)
         if self._keeper is not None:
             await self._keeper.finish(CANCEL_SECONDS)
-        self.stop_waiting()
+        if self._results is not None:
+            self._results.close()
         if self._inbox is not None:
             self._inbox.subscribed.set()  # whoever waits for the channel waits for nothing any more
         for loop in self._loops:

@@ -30,6 +30,7 @@ class Results:
         self._waits: dict[Key, tuple[Queue, asyncio.Future[Result], int]] = {}
         self._missed: set[Key] = set()
         self._later: asyncio.Task[None] | None = None  # registers those
+        self._closed = False
 
     def __repr__(self) -> str:
         return f"<Results waits={len(self._waits)}>"
@@ -44,6 +45,8 @@ class Results:
             if finished is None:
                 raise ResultTimeout(job_id, 0.0)
             return finished
+        if self._closed:
+            raise ResultTimeout(job_id, 0.0)
         key = (queue.keys["waiters"], job_id)
         _, future, others = self._waits.get(key, (queue, asyncio.get_running_loop().create_future(), 0))
         self._waits[key] = (queue, future, others + 1)
@@ -66,8 +69,13 @@ class Results:
         """Whether there are waits."""
         return bool(self._waits)
 
+    def close(self) -> None:
+        """End every wait, and each that begins later: the channel goes, and nobody could tell them any more."""
+        self._closed = True
+        self.give_up()
+
     def give_up(self) -> None:
-        """End every wait with ResultTimeout, because the runtime stops."""
+        """End every wait with ResultTimeout, because the runtime stops; handlers may begin others until it has."""
         if self._later is not None:
             self._later.cancel()
         for (_, job_id), (_, future, _) in self._waits.items():

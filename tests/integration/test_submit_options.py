@@ -552,6 +552,24 @@ async def test_whoever_waits_when_the_runtime_stops_is_told(valkey: Valkey, name
         assert isinstance(task.exception(), ResultTimeout)
 
 
+async def test_a_wait_that_begins_in_any_turn_of_the_stop_is_told(valkey: Valkey, namespace: str, demo: Demo) -> None:
+    asking: list[asyncio.Task[int]] = []
+    async with submitter(demo, valkey, namespace) as runtime:
+        handles = await asyncio.gather(*[demo.work.submit(Order(number=number)) for number in range(500)])
+        stopping = asyncio.create_task(runtime.stop())
+        for handle in handles:
+            asking.append(asyncio.create_task(handle.result()))
+            await asyncio.sleep(0)  # a turn of the loop
+            if stopping.done():
+                break
+        await stopping
+    done, pending = await asyncio.wait(asking, timeout=3)
+    for task in pending:
+        task.cancel()
+    assert not pending, f"{len(pending)} of {len(asking)} wait for a channel that nobody listens to"
+    assert {type(task.exception()) for task in done} <= {ResultTimeout, ConfigError}
+
+
 def test_a_thread_that_waits_when_the_runtime_stops_is_told(valkey: Valkey, namespace: str, demo: Demo) -> None:
     told: Future[BaseException] = Future()
     with submitter(demo, valkey, namespace) as runtime:
