@@ -117,8 +117,10 @@ class Operator(Client):
         found = [task for service in services for task in service.tasks.values()]
         return sorted(found, key=lambda task: task.full_name)
 
-    def _spawn(self, loop: Coroutine[Any, Any, None], name: str) -> None:
-        self._loops.append(asyncio.create_task(loop, name=f"aioflow {name}"))
+    def _spawn(self, loop: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        task = asyncio.create_task(loop, name=f"aioflow {name}")
+        self._loops.append(task)
+        return task
 
 
 async def reachable(settings: Settings) -> str:

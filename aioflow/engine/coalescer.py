@@ -104,10 +104,17 @@ class Coalescer(Generic[Item, Answer]):
                 for number in range(self._flights):
                     flights.create_task(self._fly(), name=f"aioflow {self.name} flight {number}")
         finally:
-            self._ended = True
-            self._fail([receiver for _, _, receiver in self._line], unanswered())
-            self._line.clear()
-            self._emptied.set()
+            self.end()
+
+    def end(self, _: object = None) -> None:
+        """Nothing is sent any more: whoever still waits hears StoreUnavailable. May be repeated.
+
+        Also for the done callback of the task that runs it: one that is cancelled before its first step runs nothing.
+        """
+        self._ended = True
+        self._fail([receiver for _, _, receiver in self._line], unanswered())
+        self._line.clear()
+        self._emptied.set()
 
     async def _fly(self) -> None:
         while True:
@@ -121,7 +128,7 @@ class Coalescer(Generic[Item, Answer]):
             self._in_flight += len(items)
             try:
                 await self._answer(items, receivers)
-            except asyncio.CancelledError:
+            except BaseException:  # the end, or a bug, which ends the line
                 self._fail(receivers, unanswered())
                 raise
             self._in_flight -= len(items)

@@ -65,7 +65,7 @@ class Submitter:
         self,
         store: Store,
         claimers: Mapping[Queue, Claimer],
-        spawn: Callable[[Coroutine[Any, Any, None], str], object],
+        spawn: Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]],
     ) -> None:
         self._store = store
         self._claimers = claimers
@@ -109,7 +109,8 @@ class Submitter:
     def _line(self, name: str, durability: Durability, **options: int) -> Line:
         def open_line(store: Store) -> Coalescer[NewJob, int]:
             line = Coalescer(name, partial(self._flush, store=store, durability=durability), **options)
-            self._spawn(line.run(), name)
+            # A job is put in before the first step of its task, which a stop may cancel before that.
+            self._spawn(line.run(), name).add_done_callback(line.end)
             return line
 
         return OfParts(name, self._store, open_line) if self._store.has_parts else open_line(self._store)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
 from aioflow import Runtime, Service, StoreUnavailable
 from aioflow.engine import coalescer as module
 from aioflow.engine.coalescer import Coalescer
-from aioflow.engine.records import MOST_BYTES, MOST_JOBS
-from aioflow.engine.submitter import IN_FLIGHT
+from aioflow.engine.keys import Queue
+from aioflow.engine.records import MOST_BYTES, MOST_JOBS, NewJob
+from aioflow.engine.store import Store
+from aioflow.engine.submitter import IN_FLIGHT, Submitter
 from aioflow.errors import ProtocolError
 from tests.valkey import Valkey
 from tests.waiting import wait_until
@@ -259,6 +262,43 @@ async def test_whoever_waits_when_the_coalescer_ends_hears_that_it_may_not_have_
     with pytest.raises(StoreUnavailable, match="stopped"):
         coalescer.put(3, 1)
     await asyncio.wait_for(coalescer.drain(), 1)
+
+
+async def test_a_batch_whose_flush_fails_by_a_bug_is_told_so_and_the_line_ends() -> None:
+    async def flush(items: list[int]) -> list[int]:
+        return items[1:]  # an answer too few
+
+    coalescer = Coalescer("test", flush)
+    run = asyncio.create_task(coalescer.run())
+    answers = [coalescer.put(item, 1) for item in (1, 2)]
+    await asyncio.wait([run], timeout=5)
+    assert [type(error) for error in getattr(run.exception(), "exceptions", ())] == [ValueError]
+    assert await asyncio.wait_for(answers[0], 1) == 2
+    with pytest.raises(StoreUnavailable, match="stopped"):
+        await asyncio.wait_for(answers[1], 1)
+    with pytest.raises(StoreUnavailable, match="stopped"):
+        coalescer.put(3, 1)
+
+
+async def test_whoever_is_in_a_line_that_a_stop_cancels_before_its_first_step_is_told(
+    store: Store, queue: Queue
+) -> None:
+    loops: list[asyncio.Task[None]] = []
+
+    def spawn(loop: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        loops.append(asyncio.create_task(loop, name=name))
+        return loops[-1]
+
+    submitter = Submitter(store, {}, spawn)
+    line = (await submitter.open("memory")).single
+    answer = line.put(NewJob(queue, "a", b"\n1", 4, "+0"), 10)
+    for loop in loops:
+        loop.cancel()
+    with pytest.raises(StoreUnavailable, match="stopped"):
+        await asyncio.wait_for(answer, 1)
+    with pytest.raises(StoreUnavailable, match="stopped"):
+        line.put(NewJob(queue, "b", b"\n1", 4, "+0"), 10)
+    await asyncio.wait_for(submitter.drain(), 1)
 
 
 # ---- what it costs a real server

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Annotated, Any
 
@@ -568,6 +570,36 @@ async def test_a_wait_that_begins_in_any_turn_of_the_stop_is_told(valkey: Valkey
         task.cancel()
     assert not pending, f"{len(pending)} of {len(asking)} wait for a channel that nobody listens to"
     assert {type(task.exception()) for task in done} <= {ResultTimeout, ConfigError}
+
+
+@pytest.mark.parametrize("turns", range(10))
+async def test_a_first_submit_of_its_durability_in_any_turn_of_the_stop_is_answered(
+    own_valkey: Valkey, namespace: str, turns: int
+) -> None:
+    @asynccontextmanager
+    async def lifespan(_: Runtime) -> AsyncIterator[None]:
+        yield  # leaving it is what comes between the last flush and the end of the lines
+
+    service = Service("demo", lifespan=lifespan)
+
+    @service.task()
+    async def work(number: int) -> int:
+        return number
+
+    runtime = Runtime([service], redis=own_valkey.url, namespace=namespace, durability="fsync", workers=False)
+
+    async def late() -> Handle[int]:
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        return await runtime.submit(work, 1, durability="memory")
+
+    await runtime.start()
+    submitting, stopping = asyncio.create_task(late()), asyncio.create_task(runtime.stop())
+    await stopping
+    try:
+        assert (await asyncio.wait_for(submitting, 3)).created
+    except (StoreUnavailable, ConfigError) as error:
+        assert re.search("stopped|not running", str(error))  # noqa: PT017 - or it is created
 
 
 def test_a_thread_that_waits_when_the_runtime_stops_is_told(valkey: Valkey, namespace: str, demo: Demo) -> None:
