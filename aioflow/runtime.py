@@ -224,6 +224,7 @@ class Runtime(Client):
             results.waiting,
         )
         self._spawn(inbox.run(), "channel")
+        self._spawn(results.run(inbox.channel), "waits")
         declarations.live_runtimes.append(self)
         await self._lifespans.enter(self.services.values(), self, self._loop_ended, self._context.copy())
         if self._workers is not False:

@@ -95,6 +95,7 @@ class Operator(Client):
             results.waiting,
         )
         self._spawn(inbox.run(), "channel")
+        self._spawn(results.run(inbox.channel), "waits")
         return self
 
     async def __aexit__(self, *_: object) -> None:

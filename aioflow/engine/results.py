@@ -1,13 +1,16 @@
 """Waiting for results without polling, from any process.
 
 A runtime that waits registers its channel with the job; whatever ends the job publishes the result there. After every
-(re)connection each outstanding wait is registered anew, which answers at once for jobs that have finished meanwhile.
+(re)connection each outstanding wait is registered anew, which answers at once for jobs that have finished meanwhile;
+so it is every half minute, since a failover may lose a registration while the channel's own connection lives.
 """
 
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Iterable
+from contextlib import suppress
 
 from aioflow.engine.inbox import Inbox
 from aioflow.engine.keys import Queue
@@ -20,6 +23,11 @@ Result = tuple[State, bytes]
 Key = tuple[str, str]
 """Of a wait: its queue's waiters, and the job."""
 Failure = StoreUnavailable | ProtocolError
+
+RENEW_SECONDS = 30.0
+"""So often, about, each wait that is older is registered anew; jittered, or a whole fleet would do so as one."""
+RENEWED = 100
+"""Most of them at a time; many are spread over the whole span."""
 
 
 class Results:
@@ -82,12 +90,25 @@ class Results:
             if not future.done():
                 future.set_exception(ResultTimeout(job_id, 0.0))
 
+    async def run(self, channel: str) -> None:
+        """Register again and again what goes on waiting, until cancelled."""
+        while True:
+            keys = list(self._waits)
+            batches = [keys[first : first + RENEWED] for first in range(0, len(keys), RENEWED)] or [[]]
+            for batch in batches:
+                await asyncio.sleep(random.uniform(0.75, 1.0) * RENEW_SECONDS / len(batches))  # noqa: S311 - jitter
+                with suppress(StoreUnavailable, ProtocolError):  # the next round comes
+                    await self._register_these(batch, channel)
+
     async def register_all(self, channel: str) -> None:
         """Register every wait anew. Raises StoreUnavailable and ProtocolError.
 
         In a cluster it does what can be done, and those of a node that is away follow once it is back.
         """
-        failed = await self._register_some(list(self._waits), channel)
+        await self._register_these(list(self._waits), channel)
+
+    async def _register_these(self, keys: list[Key], channel: str) -> None:
+        failed = await self._register_some(keys, channel)
         if failed is None:
             return
         if not self._store.has_parts:

@@ -14,7 +14,7 @@ from functools import partial
 import pytest
 from redis.asyncio import Redis as RawRedis
 
-from aioflow import ConfigError, Job, JobFailed, Retry, Runtime, Service, State
+from aioflow import ConfigError, Job, JobFailed, NotFound, Retry, Runtime, Service, State
 from aioflow.engine import claimer, maintenance
 from aioflow.engine.keys import Queue
 from aioflow.engine.records import NewJob
@@ -435,6 +435,38 @@ async def test_a_result_comes_although_the_line_went_silent(
         demo.gate.set()
         await wait_until(lambda: worker_says_done(worker, demo, handle.id))
         assert await result == 7
+
+
+async def test_results_come_although_the_server_has_forgotten_who_waits(
+    valkey: Valkey, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a failover of the jobs' node, when the channel's connection is to another one and lives."""
+    monkeypatch.setattr("aioflow.engine.results.RENEW_SECONDS", 0.2)
+    monkeypatch.setattr("aioflow.engine.results.RENEWED", 2)
+    demo = Demo(concurrency=10)
+    queue = Queue(namespace, "demo", "work")
+    async with (
+        Runtime([demo.service], redis=valkey.url, namespace=namespace) as worker,
+        Runtime([demo.service], redis=valkey.url, namespace=namespace, workers=False) as waiter,
+    ):
+        waiting = [asyncio.create_task((await waiter.submit(demo.work, number)).result()) for number in range(5)]
+        lost = await waiter.submit(demo.work, 5, delay=LONG)
+        waiting_in_vain = asyncio.create_task(lost.result())
+
+        async def registered() -> bool:
+            return int(await worker.redis.hlen(queue.keys["waiters"])) == 6
+
+        await wait_until(registered)
+        await worker.redis.delete(queue.keys["waiters"])
+        await wait_until(registered)
+        for part in ("scheduled", "open"):
+            await worker.redis.zrem(queue.keys[part], lost.id)
+        await worker.redis.hdel(queue.keys["jobs"], lost.id)
+        with pytest.raises(NotFound):
+            await asyncio.wait_for(waiting_in_vain, 5)
+        await worker.redis.delete(queue.keys["waiters"])
+        demo.gate.set()
+        assert await asyncio.wait_for(asyncio.gather(*waiting), 5) == [0, 1, 2, 3, 4]
 
 
 async def test_a_dead_job_is_told_as_well(valkey: Valkey, namespace: str, store: Store) -> None:
