@@ -29,7 +29,7 @@ from aioflow.errors import ConfigError, ProtocolError, StoreUnavailable
 
 T = TypeVar("T")
 
-NOT_SERVING = ("MISCONF", "READONLY", "BUSY", "LOADING", "MASTERDOWN", "CLUSTERDOWN")
+NOT_SERVING = ("MISCONF", "READONLY", "UNBLOCKED", "BUSY", "LOADING", "MASTERDOWN", "CLUSTERDOWN")
 """What errors begin with by which a server says that it runs nothing now."""
 REFUSED = ("OOM", "NOREPLICAS", "TRYAGAIN", "WAITAOF")
 """What errors begin with by which a server refuses this one call."""
@@ -120,17 +120,19 @@ class Caller:
 
         Where the line broke, they are sent once more, or what `again` has in their place.
         """
-        loaded = repeated = False
+        load: list[Command] = []
+        repeated = False
         while True:
             sent = time.monotonic()
             try:
-                replies = await wire.ask(again if repeated and again is not None else commands)
+                replies = await wire.ask([*load, *(again if repeated and again is not None else commands)])
                 raise_refusal(replies)
             except driver.NoScriptError as error:
-                if loaded:
+                if load:
                     raise self._mapped(error, script.name) from error
-                loaded = True  # nothing was run, so this counts as no repeat; a server that came back knows no script
-                await self._command(lambda: self._load(script))
+                # Nothing was run, so this counts as no repeat; a server that came back knows no script. It is loaded in
+                # the same breath: while a failover goes on, another connection may lead to another server.
+                load = [("SCRIPT", "LOAD", script.source)]
             except driver.ConnectionError as error:
                 # Most often a kept connection that the server has closed since. A busy server is not asked twice.
                 if repeated or not script.may_repeat or isinstance(error, driver.BusyLoadingError):
@@ -141,10 +143,7 @@ class Caller:
                 raise await self._refusal(error, script, commands) from error
             else:
                 self.line.served(sent)
-                return replies
-
-    async def _load(self, script: Script) -> None:
-        await (await self._server()).script_load(script.source)
+                return replies[len(load) :]
 
     async def _command(self, send: Callable[[], Awaitable[T]], key: str = "") -> T:
         sent = time.monotonic()
@@ -172,7 +171,9 @@ class Caller:
             if code in NOT_SERVING or isinstance(error, (driver.ReadOnlyError, driver.ClusterDownError)):
                 self.line.refused(error)
                 return StoreUnavailable(f"redis cannot serve now: {error}")
-            if code in REFUSED or isinstance(error, (driver.OutOfMemoryError, driver.TryAgainError)):
+            if code in REFUSED or isinstance(
+                error, (driver.OutOfMemoryError, driver.TryAgainError, driver.NoScriptError)
+            ):
                 return StoreUnavailable(f"redis cannot serve now: {error}")
             if isinstance(error, driver.NoPermissionError) or "ACL failure in script" in str(error):
                 lacking = rights_in(str(error))

@@ -65,6 +65,8 @@ class ClusterWire:
     async def ask(self, commands: Sequence[Command], seconds: float | None = None) -> list[Any]:
         """Send and read, as SocketWire does; commands without a key go along with those before them.
 
+        Those that stand first, the loading of a script, go along with those behind them.
+
         The deadline is that of each node: a pop that is sent on blocks as long as at first. Raises redis'
         ConnectionError as well where a slot moved between writes and their proof.
         """
@@ -123,9 +125,11 @@ def redirected(
     moved = [index for index in sent if isinstance(replies[index], driver.AskError)]
     if not moved:
         return [], None
+    first = next(index for index, key in enumerate(keys) if key is not None)
+    ahead = [index for index in sent if index < first]  # a script is loaded wherever it is called
     behind = [index for index in sent if keys[index] is None and index > moved[0]]
     done = [index for index in sent if keys[index] is not None and index not in moved]
     if behind and done and done[0] < behind[-1]:
         # Two nodes would each have to prove a part: only the store may send the writes again, to one.
         raise driver.ConnectionError("its slot moved between writes and their proof")
-    return sorted([*moved, *behind]), replies[moved[-1]]
+    return sorted([*ahead, *moved, *behind]), replies[moved[-1]]

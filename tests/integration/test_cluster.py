@@ -285,6 +285,13 @@ async def test_writes_and_their_proof_are_sent_on_together_or_not_at_all() -> No
         redirected([1, moved, 1, 1], keys, [0, 1, 2, 3])
 
 
+async def test_a_script_is_loaded_wherever_its_calls_are_sent_on_to() -> None:
+    moved, load, call = driver.AskError("1 a:1"), None, "call"
+    assert redirected([1, moved], [load, call], [0, 1]) == ([0, 1], moved)
+    assert redirected([1, 1, moved], [load, call, call], [0, 1, 2]) == ([0, 2], moved)
+    assert redirected([1, 1, 1], [load, call, call], [0, 1, 2]) == ([], None)
+
+
 # ---- scripts, clocks, plain commands
 
 
