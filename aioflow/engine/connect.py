@@ -52,6 +52,38 @@ class PromptWrites(AbstractConnection):
             self.socket_timeout = seconds
 
 
+class Kept(AbstractConnection):
+    """A connection that a client keeps as a wire does: it is made anew once one of the store's has broken since.
+
+    Or a store whose server has become a replica, and leaves its connections open, would speak to two servers at a time.
+    `breaks` is set by a subclass.
+    """
+
+    breaks: Breaks
+    _made_after = 0
+
+    async def connect_check_health(self, check_health: bool = True, retry_socket_connect: bool = True) -> None:
+        """As the driver's, which asks for it before each use."""
+        if self.is_connected and self._made_after != self.breaks.count:
+            await self.disconnect(nowait=True)
+        if not self.is_connected:
+            self._made_after = self.breaks.count
+        await super().connect_check_health(check_health, retry_socket_connect)
+
+    async def read_response(self, *args: Any, **options: Any) -> Any:
+        """As the driver's."""
+        try:
+            return await super().read_response(*args, **options)
+        except driver.RedisError as error:
+            self.breaks.note(error, self._made_after)
+            raise
+
+
+def kept(breaks: Breaks, *bases: type[AbstractConnection], **more: Any) -> type[AbstractConnection]:
+    """A class of connections, with more attributes."""
+    return type(f"Kept{bases[0].__name__}", (PromptWrites, Kept, *bases), {"breaks": breaks, **more})
+
+
 class Clients:
     """The Redis clients of one store; each purpose has its own connections, so that none waits behind another."""
 
@@ -91,8 +123,7 @@ class Clients:
             client: Redis = FakeAsyncRedis(server=self._server, retry=no_retry(), socket_timeout=None)
         elif self.nodes is not None:
             timeout = None if blocking else ROUND_TRIP_SECONDS
-            bases = (PromptWrites, ToAnyNode, tls.connection(self._tls))
-            any_node = type("PromptToAnyNode", bases, {"nodes": self.nodes})
+            any_node = kept(self._breaks, ToAnyNode, tls.connection(self._tls), nodes=self.nodes)
             options = {**self._login, **(self._tls or {}), **self._options(connections, timeout)}
             client = ClusterClient(
                 BlockingConnectionPool(connection_class=any_node, **options),
@@ -122,7 +153,7 @@ class Clients:
     def _node_pool(self, node: cluster.Address, connections: int, timeout: float | None) -> BlockingConnectionPool:
         if self._closed:
             raise stopped()
-        to_node = type("PromptToNode", (PromptWrites, tls.connection(self._tls)), {})
+        to_node = kept(self._node_breaks[node], tls.connection(self._tls))
         host, port = node
         options = {**self._login, **(self._tls or {}), **self._options(connections, timeout)}
         return BlockingConnectionPool(connection_class=to_node, host=host, port=port, **options)
@@ -143,15 +174,13 @@ class Clients:
         options = self._options(connections, timeout)
         if self._finder is not None:
             place = sentinel.parse(self._url)
-            bases = (PromptWrites, sentinel.ToPrimary, tls.connection(place.tls))
-            found = type("PromptToPrimary", bases, {"finder": self._finder})
+            found = kept(self._breaks, sentinel.ToPrimary, tls.connection(place.tls), finder=self._finder)
             return BlockingConnectionPool(connection_class=found, **place.server, **(place.tls or {}), **options)
         try:
             pool = BlockingConnectionPool.from_url(self._url, **options)
         except ValueError as error:
             raise ConfigError(f"redis {shown(self._url)!r}: {error}") from error
-        made = pool.connection_class
-        pool.connection_class = type(f"Prompt{made.__name__}", (PromptWrites, made), {})
+        pool.connection_class = kept(self._breaks, pool.connection_class)
         return pool
 
     async def close(self) -> None:

@@ -40,9 +40,21 @@ class Wire(Protocol):
 
 @dataclass(slots=True)
 class Breaks:
-    """How often a connection of one store has broken; shared by its wires."""
+    """How often a connection of one store has broken; shared by its wires and its clients.
+
+    What broke one connection has most often broken all: those from before it are not used again.
+    """
 
     count: int = 0
+
+    def note(self, error: BaseException, made_after: int) -> None:
+        """Take note of what a connection met; `made_after` is the count when it was made.
+
+        That it leads to a replica by now counts as well: the name of the host, or the Sentinels, may say where the
+        primary is.
+        """
+        if made_after == self.count and isinstance(error, (driver.ConnectionError, driver.ReadOnlyError)):
+            self.count += 1  # of a connection from before another break it is no news
 
 
 class Conversation(asyncio.Protocol):
@@ -217,14 +229,13 @@ class SocketWire:
         except BaseException as error:
             # A reply may still be on its way: this connection is of no use any more.
             await conversation.close()
-            self._note(error)
+            self._breaks.note(error, conversation.made_after)
             raise
         finally:
             self._asking.discard(conversation)
         for reply in replies:
             if isinstance(reply, driver.ReadOnlyError):
-                # A replica by now: the name of the host, or the Sentinels, may say where the primary is.
-                self._breaks.count += 1
+                self._breaks.note(reply, conversation.made_after)
         if self._closed:
             await conversation.close()
         else:
@@ -232,7 +243,6 @@ class SocketWire:
         return replies
 
     async def _take(self) -> Conversation | None:
-        # What broke one connection has most often broken all: those from before it are not tried.
         while self._idle:
             conversation = self._idle.pop()
             if conversation.made_after == self._breaks.count and not conversation.lost:
@@ -249,13 +259,9 @@ class SocketWire:
             await connection.connect()
         except BaseException as error:
             await connection.disconnect(nowait=True)
-            self._note(error)
+            self._breaks.note(error, made_after)
             raise
         return Conversation(connection, made_after)
-
-    def _note(self, error: BaseException) -> None:
-        if isinstance(error, driver.ConnectionError):
-            self._breaks.count += 1
 
     async def _within(self, until: float, step: Awaitable[T]) -> T:
         deadline = asyncio.timeout(until - time.monotonic())

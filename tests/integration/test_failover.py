@@ -13,7 +13,10 @@ from dataclasses import dataclass
 import pytest
 from redis.asyncio import Redis
 
-from aioflow import Handle, Runtime, Service, StoreUnavailable
+from aioflow import Handle, Job, Runtime, Service, StoreUnavailable
+from aioflow.engine.keys import Queue
+from aioflow.engine.records import NewJob
+from aioflow.engine.store import Store
 from tests.integration.test_replicated import free_port
 from tests.proxy import Proxy
 from tests.valkey import Valkey
@@ -60,6 +63,29 @@ async def pair() -> AsyncIterator[Pair]:
             server.close()
 
 
+def new(queue: Queue, job_id: str) -> NewJob:
+    return NewJob(queue, job_id, b"\n1", 4, "0")
+
+
+@pytest.mark.parametrize("first", ["a script", "a plain command"])
+async def test_whichever_call_hears_it_first_all_others_go_to_the_new_primary(
+    pair: Pair, queue: Queue, first: str
+) -> None:
+    store = Store(pair.proxy.url, name="aioflow:test")
+    async with Redis.from_url(pair.servers[1].admin_url, protocol=2) as promoted:
+        assert await store.submit([new(queue, "a")]) == [1]
+        await store.configure(queue, 7)
+        await wait_until(lambda: promoted.hexists(queue.keys["config"], "bound"))
+        await pair.fail_over()
+        with pytest.raises(StoreUnavailable, match="read only"):
+            await (store.submit([new(queue, "b")]) if first == "a script" else store.configure(queue, 8))
+        assert await store.submit([new(queue, "c")]) == [1], "the new primary is told the script"
+        await store.configure(queue, 9)
+        assert await promoted.hget(queue.keys["config"], "bound") == b"9"
+        assert set(await promoted.hkeys(queue.keys["jobs"])) == {b"a", b"c"}
+    await store.close()
+
+
 async def test_a_runtime_goes_on_and_what_a_handler_has_done_is_not_done_again(
     pair: Pair, namespace: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -91,3 +117,42 @@ async def test_a_runtime_goes_on_and_what_a_handler_has_done_is_not_done_again(
         assert await after.result(20) == 2
         assert ran == [1, 2]
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+async def test_emits_reach_their_queues(pair: Pair, namespace: str) -> None:
+    service, other = Service("demo"), Service("other")
+    taken: list[int] = []
+
+    @service.task()
+    async def work(number: int, job: Job) -> None:
+        job.commit.submit("other.take", number)
+
+    @other.task()
+    async def take(number: int) -> None:
+        taken.append(number)
+
+    async def submitted() -> bool:
+        try:
+            await work.submit(2, id="after")
+        except StoreUnavailable:
+            return False
+        return True
+
+    outbox = Queue(namespace, "demo", "work").keys["outbox"]
+    knowing = Store(pair.servers[1].admin_url, name="aioflow:test")
+    await knowing.begin([])  # so that no call of a script meets what a replica that takes over does not know
+    await knowing.close()
+    async with (
+        Redis.from_url(pair.servers[1].admin_url, protocol=2) as promoted,
+        Runtime([service, other], redis=pair.proxy.url, namespace=namespace, durability="memory"),
+    ):
+        await work.submit(1)
+        await wait_until(lambda: taken == [1])
+        await pair.fail_over()
+        await wait_until(submitted, 20)
+        await wait_until(lambda: taken == [1, 2], 20)
+
+        async def relayed() -> bool:
+            return await promoted.xlen(outbox) == 0
+
+        await wait_until(relayed)
