@@ -25,6 +25,8 @@ T = TypeVar("T")
 
 ROUND_TRIP_SECONDS = 5.0
 """A server that is silent for longer counts as away."""
+WHOLE = 0.9
+"""The part of a round trip's seconds that an answer was waited for at least; the connection may have taken the rest."""
 
 CLOSED = "the server closed the connection"
 
@@ -47,13 +49,16 @@ class Breaks:
 
     count: int = 0
 
-    def note(self, error: BaseException, made_after: int) -> None:
+    def note(self, error: BaseException, made_after: int, waited: float = 0.0) -> None:
         """Take note of what a connection met; `made_after` is the count when it was made.
 
         That it leads to a replica by now counts as well: the name of the host, or the Sentinels, may say where the
-        primary is.
+        primary is. So does a peer that said nothing for a whole round trip, as one that has vanished; `waited` seconds
+        that are fewer are its caller's impatience.
         """
-        if made_after == self.count and isinstance(error, (driver.ConnectionError, driver.ReadOnlyError)):
+        silent = isinstance(error, TimeoutError) and waited > WHOLE * ROUND_TRIP_SECONDS
+        broken = isinstance(error, (driver.ConnectionError, driver.TimeoutError, driver.ReadOnlyError))
+        if made_after == self.count and (silent or broken):
             self.count += 1  # of a connection from before another break it is no news
 
 
@@ -224,12 +229,13 @@ class SocketWire:
             await conversation.close()
             raise stopped()
         self._asking.add(conversation)
+        asked = time.monotonic()
         try:
             replies = await conversation.ask(packed, count, until)
         except BaseException as error:
             # A reply may still be on its way: this connection is of no use any more.
             await conversation.close()
-            self._breaks.note(error, conversation.made_after)
+            self._breaks.note(error, conversation.made_after, time.monotonic() - asked)
             raise
         finally:
             self._asking.discard(conversation)

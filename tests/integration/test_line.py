@@ -236,6 +236,25 @@ async def test_every_round_trip_has_a_deadline(valkey: Valkey, queue: Queue, mon
         assert await far.submit([new(queue, "d")]) == [1]
 
 
+@pytest.mark.parametrize("first", ["a script", "a plain command"])
+async def test_a_peer_that_has_vanished_costs_one_deadline_and_not_one_for_each_connection(
+    valkey: Valkey, queue: Queue, monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    for module in (connect, wire):
+        monkeypatch.setattr(module, "ROUND_TRIP_SECONDS", 0.3)
+    async with proxied(valkey) as (proxy, far):
+        await far.submit([new(queue, "a")])
+        await asyncio.gather(*(far.inspect(queue, ["a"]) for _ in range(8)), *(far.totals(queue) for _ in range(8)))
+        before = set(proxy.links)
+        assert len(before) > 8
+        for link in before:
+            link.mute = True
+        with pytest.raises(StoreUnavailable, match=r"no answer|Timeout"):
+            await (far.promote(queue) if first == "a script" else far.totals(queue))
+        assert await far.submit([new(queue, "b")]) == [1]
+        assert await far.totals(queue) == {"submitted": 2}
+
+
 async def test_a_lease_that_a_silent_server_does_not_renew_ends_its_handler_on_time(
     valkey: Valkey, namespace: str, caplog: pytest.LogCaptureFixture
 ) -> None:

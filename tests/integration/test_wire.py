@@ -104,6 +104,18 @@ async def test_the_deadline_ends_the_connection_and_also_a_wait_for_one() -> Non
         assert server.connections == 2
 
 
+async def test_a_short_deadline_and_a_cancel_are_nothing_to_the_other_connections() -> None:
+    async with wired(3) as (server, wire, _):
+        await asyncio.gather(*(wire.ask([("PING",)]) for _ in range(3)))
+        with pytest.raises(TimeoutError):
+            await wire.ask([(MUTE,)], 0.05)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await wire.ask([(MUTE,)])
+        assert await wire.ask([("PING",)]) == [b"PONG"]
+        assert server.connections == 3
+
+
 async def test_what_cannot_be_packed_costs_no_connection() -> None:
     async with wired() as (server, wire, _):
         await wire.ask([("PING",)])
