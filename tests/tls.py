@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import ssl
 import subprocess
 import time
@@ -103,6 +104,11 @@ class TlsRedis:
             *("127.0.0.1", self.port), ssl=True, ssl_ca_certs=str(self.authority.ca), protocol=2,
             ssl_check_hostname=False, ssl_certfile=str(certificate), ssl_keyfile=str(key),
         )  # fmt: skip
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        assert self._process is not None
+        self._process.send_signal(number)
 
     def close(self) -> None:
         """End it."""

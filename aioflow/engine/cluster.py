@@ -158,10 +158,8 @@ class Nodes:
                 return
             self._take(*await self._ask())
             gone = self._wires.keys() - self._known - set(self._seeds)
-            for address in gone:
-                await self._wires.pop(address).close()
-            for user in self.users:
-                await user.retain(self._known)
+            closing = [self._wires.pop(address).close() for address in gone]
+            await asyncio.gather(*closing, *(user.retain(self._known) for user in self.users))
 
     def _take(self, by: Address, ranges: Sequence[Any]) -> None:
         known: set[Address] = set()
@@ -200,5 +198,4 @@ class Nodes:
 
     async def close(self) -> None:
         """Close its connections."""
-        for wire in list(self._wires.values()):
-            await wire.close()
+        await asyncio.gather(*(wire.close() for wire in self._wires.values()))

@@ -152,8 +152,8 @@ class ClusterClient(Redis):
 
     async def retain(self, known: AbstractSet[Address]) -> None:
         """Close the connections to all other nodes."""
-        for address in self._clients.keys() - known:
-            await self._clients.pop(address).aclose(close_connection_pool=True)
+        gone = [self._clients.pop(address) for address in self._clients.keys() - known]
+        await asyncio.gather(*(client.aclose(close_connection_pool=True) for client in gone), return_exceptions=True)
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
         """Close all connections."""

@@ -109,13 +109,11 @@ class ClusterWire:
 
     async def retain(self, known: AbstractSet[Address]) -> None:
         """Close the connections to all other nodes."""
-        for address in self._wires.keys() - known:
-            await self._wires.pop(address).close()
+        await asyncio.gather(*(self._wires.pop(address).close() for address in self._wires.keys() - known))
 
     async def close(self) -> None:
         """As SocketWire's."""
-        for wire in list(self._wires.values()):
-            await wire.close()
+        await asyncio.gather(*(wire.close() for wire in self._wires.values()))
 
 
 def redirected(

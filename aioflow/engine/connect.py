@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import defaultdict
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 from urllib.parse import SplitResult, parse_qsl, urlsplit
@@ -27,6 +28,8 @@ from aioflow.engine.wire import ROUND_TRIP_SECONDS, Breaks, ClientWire, SocketWi
 from aioflow.errors import ConfigError
 
 SCHEMES = ("redis", "rediss", "unix", *sentinel.SCHEMES, *cluster.SCHEMES)
+GOODBYE_SECONDS = 1.0
+"""For a peer to end a connection of TLS as well."""
 OPTIONS = {"db": "a number"}
 """What a URL's query may set, and to what, beside what `tls` says."""
 
@@ -61,6 +64,11 @@ class Kept(AbstractConnection):
 
     breaks: Breaks
     _made_after = 0
+
+    def _connection_arguments(self) -> Mapping[str, Any]:
+        """As the driver's. TLS would wait half a minute for the goodbye of a peer that stands still."""
+        arguments = super()._connection_arguments()  # type: ignore[misc]
+        return {**arguments, "ssl_shutdown_timeout": GOODBYE_SECONDS} if "ssl" in arguments else arguments
 
     async def connect_check_health(self, check_health: bool = True, retry_socket_connect: bool = True) -> None:
         """As the driver's, which asks for it before each use."""
@@ -194,8 +202,10 @@ class Clients:
             await wire.close()
         if self.nodes is not None:
             await self.nodes.close()
-        for client in self._made:
-            await client.aclose(close_connection_pool=True)
+        # That a peer does not end its side of a connection keeps none of the others open.
+        await asyncio.gather(
+            *(client.aclose(close_connection_pool=True) for client in self._made), return_exceptions=True
+        )
         if self._finder is not None:
             await self._finder.close()
 

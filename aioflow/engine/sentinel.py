@@ -6,6 +6,7 @@ Source: Redis documentation, "Guidelines for Redis clients with support for Redi
 
 from __future__ import annotations
 
+import asyncio
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -112,8 +113,7 @@ class Finder:
 
     async def close(self) -> None:
         """Close the connections to the Sentinels."""
-        for sentinel in self._sentinel.sentinels:
-            await sentinel.aclose()
+        await asyncio.gather(*(sentinel.aclose() for sentinel in self._sentinel.sentinels), return_exceptions=True)
 
 
 class ToPrimary(Connection):

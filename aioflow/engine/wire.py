@@ -292,8 +292,9 @@ class SocketWire:
         for deadline in self._deadlines:
             if not deadline.expired():
                 deadline.reschedule(0.0)
-        while self._idle:
-            await self._idle.pop().close(nowait=False)
+        idle = list(self._idle)
+        self._idle.clear()
+        await asyncio.gather(*(conversation.close(nowait=False) for conversation in idle), return_exceptions=True)
         for _ in range(self._connections):
             if self._free:
                 self._free -= 1

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ import pytest
 from aioflow import ConfigError, Runtime, Service, StoreUnavailable
 from aioflow.engine import cluster, sentinel
 from aioflow.engine.connect import check_url, shown
+from aioflow.engine.keys import Queue
+from aioflow.engine.store import Store
 from tests.serving import Serve
 from tests.tls import Authority, TlsRedis, needs_redis_server
 from tests.waiting import wait_until
@@ -105,6 +109,26 @@ async def test_a_server_that_wants_a_certificate_of_its_clients(
     place = f"rediss://localhost:{server.port}?{query(authority)}"
     await greeted(service, f"{place}&{urlencode({'ssl_certfile': certificate, 'ssl_keyfile': key})}", namespace)
     await refused(service, place, namespace)  # with an alert, or the connection is just reset
+
+
+@needs_redis_server
+async def test_the_end_does_not_wait_for_the_goodbye_of_a_server_that_stands_still(
+    started: Starter, queue: Queue, authority: Authority
+) -> None:
+    server = started()
+    store = Store(f"rediss://localhost:{server.port}?{query(authority)}", name="aioflow:test")
+    await store.begin([queue])
+    await asyncio.gather(*(store.inspect(queue, ["a"]) for _ in range(5)), *(store.sizes(queue) for _ in range(5)))
+    with server.admin() as admin:
+        assert len(admin.client_list()) > 5
+        server.signal(signal.SIGSTOP)
+        began = time.monotonic()
+        try:
+            await store.close()
+            assert time.monotonic() - began < 4
+        finally:
+            server.signal(signal.SIGCONT)
+        await wait_until(lambda: len(admin.client_list()) == 1)
 
 
 async def test_a_port_without_tls_is_said(service: Service, namespace: str) -> None:
