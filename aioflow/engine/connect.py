@@ -59,7 +59,7 @@ class Kept(AbstractConnection):
     """A connection that a client keeps as a wire does: it is made anew once one of the store's has broken since.
 
     Or a store whose server has become a replica, and leaves its connections open, would speak to two servers at a time.
-    `breaks` is set by a subclass.
+    A subscription moves with its next PING, and subscribes again. `breaks` is set by a subclass.
     """
 
     breaks: Breaks

@@ -14,6 +14,7 @@ import pytest
 from redis.asyncio import Redis
 
 from aioflow import Handle, Job, Runtime, Service, StoreUnavailable
+from aioflow.engine import inbox
 from aioflow.engine.keys import Queue
 from aioflow.engine.records import NewJob
 from aioflow.engine.store import Store
@@ -117,6 +118,30 @@ async def test_a_runtime_goes_on_and_what_a_handler_has_done_is_not_done_again(
         assert await after.result(20) == 2
         assert ran == [1, 2]
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+async def test_whoever_waits_for_a_result_listens_at_the_new_primary(
+    pair: Pair, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inbox, "SILENCE_SECONDS", 0.2)
+    service = Service("demo")
+    gate = asyncio.Event()
+
+    @service.task()
+    async def work(number: int) -> int:
+        await gate.wait()
+        return number
+
+    async with (
+        Redis.from_url(pair.servers[1].admin_url, protocol=2) as promoted,
+        Runtime([service], redis=pair.proxy.url, namespace=namespace, durability="memory"),
+    ):
+        handle = await work.submit(1, durability="replicated:1")
+        result = asyncio.create_task(handle.result(30))
+        await pair.fail_over()
+        await wait_until(promoted.pubsub_channels, 20)
+        gate.set()
+        assert await result == 1
 
 
 async def test_emits_reach_their_queues(pair: Pair, namespace: str) -> None:
