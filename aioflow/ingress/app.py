@@ -39,6 +39,9 @@ class RuntimeApi(Protocol):
     @property
     def services(self) -> dict[str, Service]: ...
 
+    @property
+    def closing(self) -> asyncio.Event: ...
+
     async def admit(self) -> None: ...
 
     async def ready(self) -> str | None: ...
@@ -166,7 +169,7 @@ class Submission:
         headers = dict(JSON)
         if self._location is not None:
             headers["Location"] = self._location.replace("{id}", handle.id)
-        if wait is not None:
+        if wait is not None and not runtime.closing.is_set():  # its answer has to be out before the stop
             outcome = await self._outcome(handle, wait)
             if outcome is not None:
                 headers["Preference-Applied"] = f"wait={wait:g}"

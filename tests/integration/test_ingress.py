@@ -272,6 +272,26 @@ async def test_a_function_makes_the_payload_before_the_submit(valkey: Valkey, na
         assert (await runtime.totals(double))["submitted"] == 2, "the same key is the same job"
 
 
+async def test_who_wants_to_wait_while_a_runtime_ends_is_told_that_the_job_was_accepted(
+    valkey: Valkey, namespace: str
+) -> None:
+    service = Service("demo")
+
+    @service.task()
+    async def work(number: int) -> int:
+        return number
+
+    service.post("/work", submits=work)
+    async with (
+        Runtime([service], redis=valkey.url, namespace=namespace, workers=False) as runtime,
+        answering(make_app(runtime)) as url,
+        aiohttp.ClientSession() as session,
+    ):
+        runtime.stop_waiting()
+        async with asyncio.timeout(10), session.post(f"{url}/work", json=1, headers={"Prefer": "wait=60"}) as answer:
+            assert (answer.status, "Preference-Applied" in answer.headers) == (202, False)
+
+
 async def test_a_function_before_the_submit_reads_a_body_that_is_said_to_be_json(
     valkey: Valkey, namespace: str
 ) -> None:
