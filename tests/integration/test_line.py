@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -364,6 +365,12 @@ async def test_scripts_that_were_flushed_are_loaded_again(own_valkey: Valkey, qu
         await call()
     assert (await store.sizes(queue)).ready == 1
     await store.close()
+
+
+async def test_a_script_that_is_unknown_again_loses_no_outcome(store: Store, queue: Queue) -> None:
+    forgotten = replace(scripts.load("queue/settle"), sha="0" * 40)
+    with pytest.raises(StoreUnavailable, match="No matching script"):
+        await store.run_script(forgotten, [queue.keys["jobs"]], [])
 
 
 async def test_a_runtime_under_load_survives_script_flush(valkey: Valkey, namespace: str) -> None:
