@@ -56,7 +56,7 @@ class Caller:
         self._parts: dict[int, Self] = {}
         self.redis: Redis = self._clients.make(16)
         self._bells = self._clients.wire(queues)
-        self._listener: Redis = self._clients.make(MOST_CHANNELS, blocking=True)
+        self._listener: Redis = self._clients.make(MOST_CHANNELS)
         self.in_memory = self._clients.in_memory
         self.has_parts = self._clients.nodes is not None
         """Whether `part` gives another one than this."""

@@ -64,6 +64,7 @@ class Kept(AbstractConnection):
 
     breaks: Breaks
     _made_after = 0
+    _greets = False
 
     def _connection_arguments(self) -> Mapping[str, Any]:
         """As the driver's. TLS would wait half a minute for the goodbye of a peer that stands still."""
@@ -76,14 +77,19 @@ class Kept(AbstractConnection):
             await self.disconnect(nowait=True)
         if not self.is_connected:
             self._made_after = self.breaks.count
-        await super().connect_check_health(check_health, retry_socket_connect)
+        greets, self._greets = self._greets, True
+        try:
+            await super().connect_check_health(check_health, retry_socket_connect)
+        finally:
+            self._greets = greets
 
     async def read_response(self, *args: Any, **options: Any) -> Any:
         """As the driver's."""
         try:
             return await super().read_response(*args, **options)
         except driver.RedisError as error:
-            self.breaks.note(error, self._made_after)
+            if not self._greets:  # one that is not let in, as by a full server, says nothing of those that are
+                self.breaks.note(error, self._made_after)
             raise
 
 
@@ -123,30 +129,29 @@ class Clients:
                 seeds, self._login, self._tls = cluster.parse(url)
                 self.nodes = cluster.Nodes(seeds, partial(self._node_wire, 1))
 
-    def make(self, connections: int, *, blocking: bool = False) -> Redis:
-        """A client over at most so many connections; `blocking` for commands that set their own deadline."""
+    def make(self, connections: int) -> Redis:
+        """A client over at most so many connections."""
         if self.in_memory:
             from fakeredis import FakeAsyncRedis
 
             client: Redis = FakeAsyncRedis(server=self._server, retry=no_retry(), socket_timeout=None)
         elif self.nodes is not None:
-            timeout = None if blocking else ROUND_TRIP_SECONDS
             any_node = kept(self._breaks, ToAnyNode, tls.connection(self._tls), nodes=self.nodes)
-            options = {**self._login, **(self._tls or {}), **self._options(connections, timeout)}
+            options = {**self._login, **(self._tls or {}), **self._options(connections, ROUND_TRIP_SECONDS)}
             client = ClusterClient(
                 BlockingConnectionPool(connection_class=any_node, **options),
                 self.nodes,
-                lambda node: Redis.from_pool(self._node_pool(node, connections, timeout)),
+                lambda node: Redis.from_pool(self._node_pool(node, connections, ROUND_TRIP_SECONDS)),
             )
         else:
-            client = Redis.from_pool(self._pool(connections, None if blocking else ROUND_TRIP_SECONDS))
+            client = Redis.from_pool(self._pool(connections, ROUND_TRIP_SECONDS))
         self._made.append(client)
         return client
 
     def wire(self, connections: int) -> Wire:
         """What scripts are sent over: at most so many round trips at a time."""
         if self.in_memory:
-            return ClientWire(self.make(connections, blocking=True))
+            return ClientWire(self.make(connections))
         wire: SocketWire | ClusterWire
         if self.nodes is not None:
             wire = ClusterWire(self.nodes, partial(self._node_wire, connections), ROUND_TRIP_SECONDS)

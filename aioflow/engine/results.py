@@ -16,13 +16,12 @@ from aioflow.engine.inbox import Inbox
 from aioflow.engine.keys import Queue
 from aioflow.engine.rows import parse_result
 from aioflow.engine.store import Store
-from aioflow.errors import NotFound, ProtocolError, ResultTimeout, StoreUnavailable
+from aioflow.errors import ConfigError, NotFound, ProtocolError, ResultTimeout, StoreUnavailable
 from aioflow.job import State
 
 Result = tuple[State, bytes]
 Key = tuple[str, str]
 """Of a wait: its queue's waiters, and the job."""
-Failure = StoreUnavailable | ProtocolError
 
 RENEW_SECONDS = 30.0
 """So often, about, each wait that is older is registered anew; jittered, or a whole fleet would do so as one."""
@@ -97,11 +96,11 @@ class Results:
             batches = [keys[first : first + RENEWED] for first in range(0, len(keys), RENEWED)] or [[]]
             for batch in batches:
                 await asyncio.sleep(random.uniform(0.75, 1.0) * RENEW_SECONDS / len(batches))  # noqa: S311 - jitter
-                with suppress(StoreUnavailable, ProtocolError):  # the next round comes
+                with suppress(StoreUnavailable):  # the next round comes
                     await self._register_these(batch, channel)
 
     async def register_all(self, channel: str) -> None:
-        """Register every wait anew. Raises StoreUnavailable and ProtocolError.
+        """Register every wait anew. Raises StoreUnavailable.
 
         In a cluster it does what can be done, and those of a node that is away follow once it is back.
         """
@@ -117,9 +116,9 @@ class Results:
         if self._later is None or self._later.done():
             self._later = asyncio.create_task(self._register_missed(channel, *failed), name="aioflow late waits")
 
-    async def _register_some(self, keys: Iterable[Key], channel: str) -> tuple[Store, Failure] | None:
+    async def _register_some(self, keys: Iterable[Key], channel: str) -> tuple[Store, StoreUnavailable] | None:
         """Register waits, but for those of a part of the store that fails, which are missed; the last that failed."""
-        failed: dict[Store, Failure] = {}
+        failed: dict[Store, StoreUnavailable] = {}
         for key in keys:
             if key not in self._waits:
                 continue
@@ -128,17 +127,17 @@ class Results:
             if part not in failed:
                 try:
                     await self._register(channel, queue, key[1], future)
-                except NotFound as error:
+                except (NotFound, ProtocolError, ConfigError) as error:
                     if not future.done():
                         future.set_exception(error)
-                except (StoreUnavailable, ProtocolError) as error:
+                except StoreUnavailable as error:
                     failed[part] = error
             if part in failed:
                 self._missed.add(key)
         return failed.popitem() if failed else None
 
-    async def _register_missed(self, channel: str, part: Store, error: Failure) -> None:
-        failed: tuple[Store, Failure] | None = (part, error)
+    async def _register_missed(self, channel: str, part: Store, error: StoreUnavailable) -> None:
+        failed: tuple[Store, StoreUnavailable] | None = (part, error)
         while failed is not None:
             part, error = failed
             await part.line.setback(error, "waiting for results")

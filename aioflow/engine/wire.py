@@ -119,11 +119,12 @@ class Conversation(asyncio.Protocol):
             self._answer.set_exception(error)
 
     async def close(self, *, nowait: bool = True) -> None:
-        """Close the connection."""
+        """Close the connection, at once: over TLS the goodbye of a peer that stands still would take its time."""
         if self._timer is not None:
             self._timer.cancel()
         if self._answer is not None and not self._answer.cancel() and not self._answer.cancelled():
             self._answer.exception()  # heard, or asyncio would complain of one that came beside a cancellation
+        self._transport.abort()
         await self.connection.disconnect(nowait=nowait)
 
     def data_received(self, data: bytes) -> None:
@@ -263,9 +264,8 @@ class SocketWire:
         connection = self._pool.make_connection()
         try:
             await connection.connect()
-        except BaseException as error:
+        except BaseException:
             await connection.disconnect(nowait=True)
-            self._breaks.note(error, made_after)
             raise
         return Conversation(connection, made_after)
 
@@ -294,7 +294,8 @@ class SocketWire:
                 deadline.reschedule(0.0)
         idle = list(self._idle)
         self._idle.clear()
-        await asyncio.gather(*(conversation.close(nowait=False) for conversation in idle), return_exceptions=True)
+        for conversation in idle:
+            await conversation.close(nowait=False)
         for _ in range(self._connections):
             if self._free:
                 self._free -= 1

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+from redis.asyncio import Redis
 
 from aioflow import Handle, Job, Runtime, Service, State, StoreUnavailable
 from aioflow.commit import Effect
@@ -235,6 +236,23 @@ async def test_every_round_trip_has_a_deadline(valkey: Valkey, queue: Queue, mon
         assert 2.0 < time.monotonic() - began < 3.0, "the block time and 2 s"
         proxy.flow()
         assert await far.submit([new(queue, "d")]) == [1]
+
+
+async def test_a_server_that_lets_nobody_else_in_costs_none_of_the_connections_that_it_has(
+    own_valkey: Valkey, queue: Queue
+) -> None:
+    async with proxied(own_valkey) as (proxy, far), Redis.from_url(own_valkey.admin_url) as admin:
+        await asyncio.gather(*(far.inspect(queue, ["a"]) for _ in range(3)), *(far.totals(queue) for _ in range(3)))
+        before = set(proxy.links)
+        await admin.config_set("maxclients", len(before) + 1)
+        for _ in range(2):  # the second time each of them is taken again
+            told = await asyncio.gather(
+                *(far.inspect(queue, ["a"]) for _ in range(12)),
+                *(far.totals(queue) for _ in range(16)),
+                return_exceptions=True,
+            )
+            assert [error for error in told if isinstance(error, StoreUnavailable)]
+        assert before <= proxy.links
 
 
 @pytest.mark.parametrize("first", ["a script", "a plain command"])

@@ -14,7 +14,18 @@ from functools import partial
 import pytest
 from redis.asyncio import Redis as RawRedis
 
-from aioflow import ConfigError, Job, JobFailed, NotFound, Retry, Runtime, Service, State
+from aioflow import (
+    ConfigError,
+    Job,
+    JobCancelled,
+    JobFailed,
+    NotFound,
+    ProtocolError,
+    Retry,
+    Runtime,
+    Service,
+    State,
+)
 from aioflow.engine import claimer, maintenance
 from aioflow.engine.keys import Queue
 from aioflow.engine.records import NewJob
@@ -435,6 +446,62 @@ async def test_a_result_comes_although_the_line_went_silent(
         demo.gate.set()
         await wait_until(lambda: worker_says_done(worker, demo, handle.id))
         assert await result == 7
+
+
+async def test_results_come_although_a_server_takes_a_connection_and_does_not_answer_on_it(
+    valkey: Valkey, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that stands still while another takes its place: its kernel goes on to accept."""
+    monkeypatch.setattr("aioflow.engine.inbox.SILENCE_SECONDS", 0.2)
+    monkeypatch.setattr("aioflow.engine.connect.ROUND_TRIP_SECONDS", 0.5)
+    demo = Demo()
+    async with (
+        Proxy(valkey.socket) as proxy,
+        Runtime([demo.service], redis=valkey.url, namespace=namespace),
+        Runtime([demo.service], redis=proxy.url, namespace=namespace, workers=False) as waiter,
+    ):
+        handle = await waiter.submit(demo.work, 7)
+        result = asyncio.create_task(handle.result(20))
+        assert waiter._inbox is not None
+        assert waiter._store is not None
+        await wait_until(waiter._inbox.subscribed.is_set)
+        before = set(proxy.links)
+        proxy.stall()
+        waiter._store._clients._breaks.count += 1  # as any call notes that the server is silent
+        for link in await wait_until(lambda: proxy.links - before):  # the channel's, made anew for its next PING
+            link.mute = True
+        proxy.flow()
+        demo.gate.set()
+        assert await result == 7
+
+
+async def test_a_wait_whose_row_cannot_be_read_is_told_and_keeps_no_other_from_being_registered(
+    valkey: Valkey, namespace: str, store: Store
+) -> None:
+    demo, queue = Demo(), Queue(namespace, "demo", "work")
+    async with (
+        Proxy(valkey.socket) as proxy,
+        Runtime([demo.service], redis=valkey.url, namespace=namespace) as worker,
+        Runtime([demo.service], redis=proxy.url, namespace=namespace, workers=False) as waiter,
+    ):
+        handles = [await waiter.submit(demo.work, number, delay=LONG) for number in range(2)]
+        unreadable, other = (asyncio.create_task(handle.result(20)) for handle in handles)
+
+        async def registered() -> bool:
+            return int(await worker.redis.hlen(queue.keys["waiters"])) == 2
+
+        await wait_until(registered)
+        await worker.redis.delete(queue.keys["waiters"])
+        await worker.redis.hset(queue.keys["results"], handles[0].id, "of nobody")
+        proxy.cut()
+        with pytest.raises(ProtocolError):
+            await unreadable
+        await worker.redis.hdel(queue.keys["results"], handles[0].id)
+        await wait_until(lambda: worker.redis.hexists(queue.keys["waiters"], handles[1].id))
+        assert not other.done()
+        await handles[1].cancel()
+        with pytest.raises(JobCancelled):
+            await other
 
 
 async def test_results_come_although_the_server_has_forgotten_who_waits(
