@@ -14,6 +14,15 @@ from tests.chaos.run import Run, new_seed
 from tests.chaos.world import World
 from tests.conftest import TOLD
 
+GAVE_UP = """\
+ERROR aioflow.engine.executor: payments.charge a attempt 5: dead after GatewayError: the simulated gateway is down
+Traceback (most recent call last):
+  File "services/payments/api.py", line 93, in charge
+    decision = await gateway.charge(payment, idempotency_key=job.id)
+services.payments.models.GatewayError: the simulated gateway is down
+WARNING aioflow.engine.executor: payments.charge b attempt 1: GatewayError
+"""
+
 
 @pytest.mark.timeout(300)
 async def test_nothing_is_lost_or_doubled_while_everything_is_killed(
@@ -41,7 +50,7 @@ async def test_receipts_and_ends_that_are_not_as_they_should_be_are_named() -> N
     try:
         run._receipts = [Receipt("order", "a", "fsync"), Receipt("payment", "b", "http")]
         assert run._named()["order"] == ["a"]
-        run._ended("runtimes", 0, "aioflow serves shop, receipts mean fsync\n")
+        run._ended("runtimes", 0, f"aioflow serves shop, receipts mean fsync\n{GAVE_UP}")
         assert not run._findings.lines()
         run._receipts += [Receipt("order", "c", "memory"), Receipt(REFUSED, "d:409", "http")]
         assert run._named()["order"] == ["a", "c"]
