@@ -130,6 +130,7 @@ class Results:
                 except (NotFound, ProtocolError, ConfigError) as error:
                     if not future.done():
                         future.set_exception(error)
+                        future.exception()  # heard, or asyncio would complain where the wait has just ended
                 except StoreUnavailable as error:
                     failed[part] = error
             if part in failed:

@@ -294,8 +294,7 @@ class SocketWire:
                 deadline.reschedule(0.0)
         idle = list(self._idle)
         self._idle.clear()
-        for conversation in idle:
-            await conversation.close(nowait=False)
+        await asyncio.gather(*(conversation.close(nowait=False) for conversation in idle), return_exceptions=True)
         for _ in range(self._connections):
             if self._free:
                 self._free -= 1

@@ -295,6 +295,21 @@ async def test_a_script_is_loaded_wherever_its_calls_are_sent_on_to() -> None:
 # ---- scripts, clocks, plain commands
 
 
+async def test_a_node_that_takes_no_more_clients_is_away_for_whoever_is_not_let_in(
+    cluster: Cluster, store: Store, namespace: str
+) -> None:
+    queue = Queue(namespace, "demo", "work")
+    assert await store.submit([new(queue, "a")]) == [1]
+    try:
+        for node in cluster.nodes:
+            node.ask("CONFIG", "SET", "maxclients", 1)
+        told = await asyncio.gather(*(store.inspect(queue, ["a"]) for _ in range(10)), return_exceptions=True)
+    finally:
+        for node in cluster.nodes:
+            node.ask("CONFIG", "SET", "maxclients", 10_000)
+    assert {type(error) for error in told if isinstance(error, Exception)} == {StoreUnavailable}
+
+
 async def test_a_node_that_knows_no_script_any_more_is_told_it(cluster: Cluster, namespace: str, shop: Shop) -> None:
     async with Runtime(shop.services, redis=cluster.url, namespace=namespace) as runtime:
         await settled([await runtime.submit(task, 1) for task in shop.tasks])
