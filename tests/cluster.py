@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import random
 import socket
 import time
 from collections.abc import Callable
@@ -15,26 +17,35 @@ from tests.valkey import Valkey
 
 SLOTS = ((0, 5460), (5461, 10922), (10923, 16383))
 PASSWORD = "p@ss,word/"
-LAST_PORT = 55_535
-"""A node's bus listens 10,000 above its port."""
+BUS = 10_000
+"""So far above its port a node's bus listens."""
+PORTS = range(10_240, 22_528)
+"""They and those of buses are below the ports that the kernel gives to clients, of which any may come and go."""
+WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+WORKERS = 8
+"""Tests that run side by side take every so-manieth port, and none from one another."""
 
 
 def free_ports(count: int) -> list[int]:
     """Ports that are free, and so are those of their buses."""
     found: list[int] = []
-    while len(found) < count:
-        with socket.socket() as taken, socket.socket() as bus:
-            taken.bind(("127.0.0.1", 0))
-            port = 20_000 + taken.getsockname()[1] % (LAST_PORT - 20_000)
-            try:
-                with socket.socket() as tried:
-                    tried.bind(("127.0.0.1", port))
-                bus.bind(("127.0.0.1", port + 10_000))
-            except OSError:
-                continue
-            if all(abs(port - other) not in (0, 10_000) for other in found):
-                found.append(port)
+    own = PORTS[WORKER % WORKERS :: WORKERS]
+    for port in random.SystemRandom().sample(own, len(own)):  # not as a test is seeded, or two would have the same
+        if len(found) < count and all(abs(port - other) != BUS for other in found) and is_free(port):
+            found.append(port)
+    assert len(found) == count
     return found
+
+
+def is_free(port: int) -> bool:
+    """Whether nobody listens there, nor where its bus would."""
+    with socket.socket() as first, socket.socket() as bus:
+        try:
+            first.bind(("127.0.0.1", port))
+            bus.bind(("127.0.0.1", port + BUS))
+        except OSError:
+            return False
+    return True
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 20.0) -> None:
