@@ -32,6 +32,7 @@ T = TypeVar("T")
 NOT_SERVING = ("MISCONF", "READONLY", "UNBLOCKED", "BUSY", "LOADING", "MASTERDOWN", "CLUSTERDOWN")
 """What errors begin with by which a server says that it runs nothing now."""
 FULL = "max number of clients"
+"""What the refusal of one more client begins with."""
 REFUSED = ("OOM", "NOREPLICAS", "TRYAGAIN", "WAITAOF")
 """What errors begin with by which a server refuses this one call."""
 MOST_CHANNELS = 16
@@ -167,7 +168,7 @@ class Caller:
         return ProtocolError(f"{script.name} met what is not aioflow's: {named}") if named else mapped
 
     def _mapped(self, error: BaseException, what: str) -> Exception:
-        # A node that takes no more clients says so as an error that the driver does not know for what it is.
+        # A cluster's node says it in other words than the driver knows.
         if isinstance(error, driver.ResponseError) and not str(error).startswith(FULL):
             code = str(error).partition(" ")[0]
             if code in NOT_SERVING or isinstance(error, (driver.ReadOnlyError, driver.ClusterDownError)):

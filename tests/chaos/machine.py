@@ -21,7 +21,7 @@ from aioflow.engine.keys import PARTS, Queue, data_key
 from aioflow.engine.line import ServerClock
 from aioflow.engine.records import Emitted, Leased, NewJob, Settlement
 from aioflow.engine.store import Store
-from aioflow.errors import NotFound
+from aioflow.errors import NotFound, StoreUnavailable
 from tests.chaos.model import BAD_EFFECT, PRIORITY, Data, End, ModelQueue, Row, sequence_of
 from tests.valkey import Valkey
 
@@ -221,6 +221,19 @@ class Machine(RuleBasedStateMachine):
         due = f"+{delay}" if delay else "0"
         jobs = [NewJob(QUEUES[name], job_id, envelope, priority, due) for job_id in several]
         self.repeatable(lambda: self.store.submit(jobs), lambda now: self.model[name].submit(now, jobs), repeat)
+
+    @precondition(lambda self: self.world.clock is not None)  # what is not answered does not tell the server's time
+    @rule(name=queues, several=several, envelope=envelopes)
+    def submit_what_is_not_synced(self, name: str, several: list[str], envelope: bytes) -> None:
+        """I6: the server has no append-only file, so there is no receipt that means fsync; the jobs may be there."""
+        assert self.world.clock is not None
+        jobs = [NewJob(QUEUES[name], job_id, envelope, 4, "0") for job_id in several]
+        try:
+            self.world.run(self.store.submit(jobs, "fsync"))
+        except StoreUnavailable:
+            self.model[name].submit(self.world.clock.ms, jobs)
+        else:
+            raise AssertionError("a receipt for what was not synced")
 
     @precondition(lambda self: self.may_be(self.emitted()))
     @rule(which=old, most=st.integers(1, 3), forget=twice, repeat=twice)

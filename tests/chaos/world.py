@@ -161,7 +161,7 @@ class World:
                     if kept.process.returncode == -signal.SIGKILL:
                         self.history.died(kept.process.pid)
                         self.process_kills += 1
-                    elif kept.process.returncode and not self.history.is_server_away(*(time.monotonic(),) * 2):
+                    elif kept.process.returncode and not self.history.is_server_away(now := time.monotonic(), now):
                         self.exits.append(f"{type(kept).__name__} with exit code {kept.process.returncode}")
                     kept.spawn()
             for runtime in self.runtimes:
